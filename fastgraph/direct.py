@@ -1,0 +1,161 @@
+"""The direct engine: runs a rewritten graph as it is, fused ops through their direct doors.
+
+What depends on parameters alone (folded batch-norm, casts, packed weights) is computed once and kept as long as no
+parameter has changed; see `kernels.weights.Snapshot` for what counts as a change.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fastgraph.rewrite.rule import is_mutation
+from kernels.conv_pool.op import Direct as ConvPool
+from kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
+from kernels.mlp.op import Direct as Mlp
+from kernels.weights import Snapshot
+
+_DOORS: dict[Any, Callable[..., Any]] = {
+    torch.ops.fastgraph.mlp.default: Mlp,
+    torch.ops.fastgraph.conv_pool.default: ConvPool,
+    torch.ops.fastgraph.conv_pool_mlp.default: ConvPoolMlp,
+}
+
+
+def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Parameters and buffers that the graph does not write to, and what is computed from them alone.
+
+    Left out: values that leave the graph or that a result may alias, since the caller could write into them.
+    """
+    written = {arg for node in graph.nodes if is_mutation(node) for arg in node.all_input_nodes}
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            if node not in written:
+                found.add(node)
+            continue
+        constant = _is_pure(node) and node not in written and all(arg in found for arg in node.all_input_nodes)
+        if constant and not any(_keeps_alias(user, node) for user in node.users):
+            found.add(node)
+    return found
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """A function of the tensors that go in: it has some, writes to none, and draws no random numbers."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and bool(node.all_input_nodes)
+        and not target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in target.tags
+        and isinstance(node.meta.get("val"), torch.Tensor)
+    )
+
+
+def _keeps_alias(user: fx.Node, node: fx.Node) -> bool:
+    """Whether `user` hands `node` out of the graph, or may return memory of it."""
+    if user.op != "call_function" or not isinstance(user.target, torch._ops.OpOverload):
+        return True
+    constant = all(arg.op == "get_attr" or arg is node for arg in user.all_input_nodes)
+    aliases = any(result.alias_info is not None for result in user.target._schema.returns)
+    return aliases and not constant
+
+
+@dataclass
+class State:
+    """Everything that holds for one state of the parameters."""
+
+    snapshot: Snapshot
+    values: SimpleNamespace  # constants and doors under the names that the program uses
+    door: Callable[[torch.Tensor], torch.Tensor] | None  # the whole program, where it is one fused op on one input
+
+
+class Direct:
+    """A rewritten graph as straight-line Python over ATen operators and direct doors.
+
+    `module` owns the parameters that the graph's get_attr nodes name. Call `run(*flat_inputs)` with gradients off;
+    it returns the tuple of flat outputs.
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        self._constants = constant_nodes(graph)
+        self._graph = graph
+        self._slots = {node: _slot(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
+        self._watched = [slot for node, slot in self._slots.items() if node in self._constants]
+        self._names: dict[fx.Node, str] = {}
+        self._doors: dict[str, fx.Node] = {}
+        program = self._program()
+        self._single = self._is_single(program)
+        code = program.python_code("self")
+        namespace = dict(code.globals)
+        exec(code.src, namespace)
+        self._forward = namespace["forward"]
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The parameters and buffers that the state depends on, as they are now."""
+        return [owner[name] for owner, name in self._watched]
+
+    def state(self) -> State:
+        """Computes the constants and packs the weights."""
+        snapshot = Snapshot(self.tensors())
+        values: dict[fx.Node, Any] = {node: owner[name] for node, (owner, name) in self._slots.items()}
+        with torch.no_grad():
+            for node in self._graph.nodes:
+                if node in self._constants and node.op == "call_function":
+                    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+                    values[node] = node.target(*args, **kwargs)
+            named = {name: values[node] for node, name in self._names.items()}
+            for name, node in self._doors.items():
+                arguments = fx.map_arg(node.args[1:], lambda n: values[n])
+                named[name] = _DOORS[node.target](*arguments)
+        door = next(iter(named[name] for name in self._doors)) if self._single else None
+        return State(snapshot, SimpleNamespace(**named), door)
+
+    def run(self, state: State, *inputs: Any) -> tuple[Any, ...]:
+        """The program on flattened inputs."""
+        return self._forward(state.values, *inputs)
+
+    def _program(self) -> fx.Graph:
+        """The graph without its constants, which become attributes; fused ops with constant weights become doors."""
+        program = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+
+        def translate(node: fx.Node) -> fx.Node:
+            if node not in mapping:  # a constant, or a tensor that the graph writes to
+                self._names[node] = f"constant_{len(self._names)}"
+                mapping[node] = program.create_node("get_attr", self._names[node])
+            return mapping[node]
+
+        for node in self._graph.nodes:
+            if node in self._constants or node.op == "get_attr":
+                continue
+            if node.op == "call_function" and node.target in _DOORS and self._has_constant_weights(node):
+                name = f"{node.target._schema.name.split('::')[1]}_{len(self._doors)}"
+                self._doors[name] = node
+                mapping[node] = program.create_node("call_module", name, (translate(node.args[0]),))
+            else:
+                mapping[node] = program.node_copy(node, translate)
+        return program
+
+    def _has_constant_weights(self, node: fx.Node) -> bool:
+        source = node.args[0]
+        return source not in self._constants and all(
+            n in self._constants for n in node.all_input_nodes if n is not source
+        )
+
+    def _is_single(self, program: fx.Graph) -> bool:
+        ops = [node.op for node in program.nodes]
+        return ops == ["placeholder", "call_module", "output"] and len(next(iter(reversed(program.nodes))).args[0]) == 1
+
+
+def _slot(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
+    """The dictionary and key that hold a parameter, buffer or plain tensor attribute now and after it is replaced."""
+    path, _, name = target.rpartition(".")
+    owner = module.get_submodule(path)
+    for slots in (owner._parameters, owner._buffers):
+        if name in slots:
+            return slots, name
+    return owner.__dict__, name

@@ -1,0 +1,196 @@
+"""`optimize` and the module that it returns."""
+
+import threading
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fastgraph import precision
+from fastgraph.capture import Captured, capture, check_inputs, flatten_inputs
+from fastgraph.direct import Direct, State
+from fastgraph.explanation import Explanation, explain
+from fastgraph.rewrite import rewrite
+from fastgraph.verify import verify as verify_module
+from kernels.native import cpu_capability
+
+ENGINES = ("auto", "direct", "inductor")
+_ACCEPTED = 4096  # input shapes remembered as checked
+
+
+def optimize(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    dtype: torch.dtype | None = None,
+    engine: str = "auto",
+    verify: bool = True,
+) -> "OptimizedModule":
+    """Returns a module that computes what `model` computes, faster.
+
+    model: any module that torch.export takes, in eval mode where it has dropout or batch-norm. It is not changed; the
+        result shares its parameters, so training either is seen by both.
+    example_inputs: the model's arguments, as a tuple. Sizes that the model leaves free stay free, a batch of 1 too.
+    dtype: computes in this floating dtype (torch.bfloat16, ...); parameters, inputs and outputs keep theirs.
+    engine: "direct" runs the rewritten graph as it is, "inductor" through torch.compile; "auto" is direct on the CPU
+        and inductor on CUDA.
+    verify: compares the result on the example inputs with float64 before returning.
+
+    Errors: TypeError or ValueError for wrong arguments; RuntimeError, naming the cause, where the model cannot be
+    captured, needs a device that is not there, or fails verification.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine: needs one of {', '.join(ENGINES)}, got {engine!r}")
+    captured = capture(model, example_inputs)
+    optimized = OptimizedModule(captured, dtype=dtype, engine=engine)
+    if verify:
+        optimized.notes.append(verify_module(optimized, captured, tuple(example_inputs), dtype))
+    return optimized
+
+
+class OptimizedModule(nn.Module):
+    """A captured and rewritten module; made by `optimize` and `load`.
+
+    It has the original's parameters and buffers under their own names. Call it as the original. `explain()` tells what
+    became of every operator.
+    """
+
+    def __init__(self, captured: Captured, *, dtype: torch.dtype | None, engine: str) -> None:
+        super().__init__()
+        self.captured, self.rewritten = captured, rewrite(captured.graph_module)
+        self.dtype = dtype
+        if dtype is not None:
+            precision.cast(self.rewritten.graph_module, dtype)
+        self.engine = _engine(captured) if engine == "auto" else engine
+        self.notes: list[str] = []
+        self._share(captured.graph_module, self.rewritten.graph_module)
+        if self._eval_only():
+            super().train(False)
+        self._direct = Direct(self, self.rewritten.graph)
+        self._state: State | None = None
+        self._lock = threading.Lock()
+        self._accepted: set[Any] = set()
+        one_input = captured.in_spec == pytree.tree_structure(((0,), {}))
+        self._one_tensor = one_input and captured.out_spec == pytree.tree_structure(0)
+        self._compiled = torch.compile(self.rewritten.graph_module, dynamic=True) if self.engine == "inductor" else None
+
+    def _share(self, captured: nn.Module, rewritten: nn.Module) -> None:
+        """Both graphs read parameters from the dictionaries of this very module, so that a replaced one is seen."""
+        for slots in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[slots] = rewritten.__dict__[slots] = captured.__dict__[slots]
+        for name, plain in vars(captured).items():
+            if isinstance(plain, torch.Tensor):  # a tensor that is neither parameter nor buffer
+                self.__dict__[name] = plain
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's result for these inputs; the original's kind of error where they are wrong."""
+        if self._one_tensor and len(args) == 1 and not kwargs and self._compiled is None:
+            x, state = args[0], self._state
+            if (
+                state is not None
+                and state.door is not None
+                and type(x) is torch.Tensor
+                and x.shape in self._accepted
+                and _is_quiet()
+                and not self._wants_grad(x)
+                and state.snapshot.matches(self._direct.tensors())
+            ):
+                return state.door(x)
+        return self._general(args, kwargs)
+
+    def _general(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        flat = flatten_inputs(self.captured, args, kwargs)
+        if torch.compiler.is_compiling():
+            results = self.rewritten.graph_module(*flat)
+        else:
+            self._check(flat)
+            results = self._run(flat)
+        return pytree.tree_unflatten(list(results), self.captured.out_spec)
+
+    def _run(self, flat: list[Any]) -> Sequence[Any]:
+        tensors = [t for t in flat if isinstance(t, torch.Tensor)]
+        if any(torch.is_autocast_enabled(device) for device in {t.device.type for t in tensors}):
+            return self.captured.graph_module(*flat)  # autocast decides operator by operator, and knows eager's
+        if self._compiled is not None:
+            return self._compiled(*flat)
+        if not _is_quiet() or any(type(t) is not torch.Tensor for t in tensors) or self._wants_grad(*tensors):
+            return self.rewritten.graph_module(*flat)
+        with torch.no_grad():
+            return self._direct.run(self._fresh_state(), *flat)
+
+    def _check(self, flat: list[Any]) -> None:
+        """Checks inputs once for every combination of shapes."""
+        if len(flat) == 1 and isinstance(flat[0], torch.Tensor):
+            key: Any = flat[0].shape
+        else:
+            key = tuple(t.shape if isinstance(t, torch.Tensor) else (type(t), t) for t in flat)
+        if key in self._accepted:
+            return
+        check_inputs(self.captured, flat)
+        if len(self._accepted) >= _ACCEPTED:
+            self._accepted.clear()
+        self._accepted.add(key)
+
+    def _fresh_state(self) -> State:
+        """Packed weights and other constants for the parameters as they are now."""
+        state = self._state
+        if state is None or not state.snapshot.matches(self._direct.tensors()):
+            with self._lock:
+                self._state = state = self._direct.state()
+        return state
+
+    def _wants_grad(self, *inputs: torch.Tensor) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        return any(t.requires_grad for t in inputs) or any(p.requires_grad for p in self._direct.tensors())
+
+    def train(self, mode: bool = True) -> "OptimizedModule":
+        """Gradients flow in any mode; a model with dropout or batch-norm stays captured in eval mode.
+
+        RuntimeError for train(True) on such a model: capture knows no training behaviour of these layers.
+        """
+        if mode and (layers := self._eval_only()):
+            raise RuntimeError(f"train: {', '.join(layers)} is captured in eval mode; train the original model instead")
+        return super().train(mode)
+
+    def _eval_only(self) -> list[str]:
+        """Layers that were captured in eval mode and behave otherwise in training."""
+        names = ("dropout", "batch_norm")
+        nodes = self.captured.graph.nodes
+        return [n.name for n in nodes if n.op == "call_function" and any(name in str(n.target) for name in names)]
+
+    def explain(self) -> Explanation:
+        """What became of each operator of the original: fused into what, run by which kernel, or why not."""
+        engine = f"engine: {self.engine}; CPU kernels: {cpu_capability()}"
+        return explain(self.captured, self.rewritten, [engine, *self.notes])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OptimizedModule":
+        """A copy with parameters of its own."""
+        captured = replace(self.captured, graph_module=deepcopy(self.captured.graph_module, memo))
+        copied = OptimizedModule(captured, dtype=self.dtype, engine=self.engine)
+        copied.notes = list(self.notes)
+        return copied.train(self.training)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("OptimizedModule: cannot be pickled; use fastgraph.save(module, path) and fastgraph.load(path)")
+
+
+def _engine(captured: Captured) -> str:
+    tensors = [node.meta.get("val") for node in captured.placeholders]
+    return "inductor" if any(isinstance(t, torch.Tensor) and t.device.type == "cuda" for t in tensors) else "direct"
+
+
+def _is_quiet() -> bool:
+    """Nobody watches or replaces the operators: no dispatch or function mode, no functorch, no tracing, no autocast."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )

@@ -1,0 +1,93 @@
+"""Convolution, ReLU and max-pooling become one `fastgraph::conv_pool`."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastgraph.rewrite.rule import Match, Rule, argument, aten, calls, only_user, value
+from kernels.conv_pool.op import refusal
+
+CONV = (aten.conv2d.default, aten.conv2d.padding)
+POOL = aten.max_pool2d.default
+RELU = aten.relu.default
+OP = torch.ops.fastgraph.conv_pool.default
+
+
+def pair(value: Any) -> list[int]:
+    """One or two numbers as two."""
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    return [numbers[0], numbers[-1]]
+
+
+def conv_padding(conv: fx.Node) -> list[int] | str:
+    """The convolution's padding in numbers, or why it has none: "same" may pad one side more than the other."""
+    padding = argument(conv, "padding")
+    if not isinstance(padding, str):
+        return pair(padding)
+    if padding == "valid":
+        return [0, 0]
+    kernel, dilation = value(conv.args[1]).shape[2:], pair(argument(conv, "dilation"))
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return "padding='same' is not symmetric here" if any(t % 2 for t in total) else [t // 2 for t in total]
+
+
+def geometry_of(conv: fx.Node, pool: fx.Node) -> tuple[Any, ...]:
+    """The op's arguments behind weight and bias, in its order; the convolution's padding may be a reason (a string)."""
+    kernel = pair(argument(pool, "kernel_size"))
+    return (
+        pair(argument(conv, "stride")),
+        conv_padding(conv),
+        pair(argument(conv, "dilation")),
+        kernel,
+        pair(argument(pool, "stride") or kernel),
+        pair(argument(pool, "padding")),
+        bool(argument(pool, "ceil_mode")),
+    )
+
+
+class ConvPool:
+    """relu(max_pool2d(conv2d(x))) or max_pool2d(relu(conv2d(x))), anchored at the pool."""
+
+    name = "conv_pool"
+
+    def match(self, node: fx.Node) -> Match | None:
+        if not calls(node, POOL):
+            return None
+        before = node.args[0]
+        assert isinstance(before, fx.Node)
+        conv = before.args[0] if calls(before, RELU) else before
+        if not isinstance(conv, fx.Node) or not calls(conv, *CONV):
+            return Match([node], reason="it does not follow a convolution")
+        after = only_user(node)
+        if before is not conv:
+            nodes = [conv, before, node]
+        elif after is not None and calls(after, RELU):
+            nodes = [conv, node, after]
+        else:
+            return Match([conv, node], reason="there is no ReLU between convolution and pool, or behind them")
+        return Match(nodes, {"geometry": geometry_of(conv, node)}, self._refusal(nodes, node))
+
+    def _refusal(self, nodes: list[fx.Node], pool: fx.Node) -> str | None:
+        conv = nodes[0]
+        for inner in nodes[:-1]:
+            if only_user(inner) is None:
+                return f"{inner.name} is used elsewhere too"
+        if value(conv).dim() != 4:
+            return "the input has no batch axis"
+        if not value(conv).is_floating_point():
+            return f"dtype {value(conv).dtype} is not floating point"
+        if argument(conv, "groups") != 1:
+            return f"groups={argument(conv, 'groups')} (the kernel takes 1)"
+        if pair(argument(pool, "dilation")) != [1, 1]:
+            return f"pool dilation {pair(argument(pool, 'dilation'))} (the kernel takes 1)"
+        geometry = geometry_of(conv, pool)
+        return geometry[1] if isinstance(geometry[1], str) else refusal(geometry)
+
+    def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
+        conv = match.nodes[0]
+        arguments = (conv.args[0], conv.args[1], argument(conv, "bias"), *match.parts["geometry"])
+        return graph.call_function(OP, arguments)
+
+
+RULES: list[Rule] = [ConvPool()]

@@ -1,0 +1,1 @@
+"""Convolution, ReLU and max-pooling as one op."""

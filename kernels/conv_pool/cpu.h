@@ -1,0 +1,78 @@
+// Convolution, bias, ReLU and max-pooling on the CPU in one pass, fp32.
+//
+// Pixels are the vector lanes, so any number of output channels fills the registers, rows come out
+// as rows ([O][W], ready to be the rows of an mlp), and one weight is broadcast over sixteen pixels.
+// Convolution rows live only in a small ring of vertical maxima; pooled rows are what is written.
+#pragma once
+
+#include <stdint.h>
+
+#include <memory>
+#include <vector>
+
+namespace fastgraph {
+
+struct ConvPoolGeometry {
+  int64_t in_channels, out_channels;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int64_t pool_kernel_h, pool_kernel_w, pool_stride_h, pool_stride_w, pool_padding_h, pool_padding_w;
+  bool ceil_mode;
+};
+
+// Sizes of one call, all derived from the geometry and the image's height and width.
+struct ConvPoolShape {
+  ConvPoolGeometry g;
+  int64_t height, width;            // image
+  int64_t conv_height, conv_width;  // after the convolution
+  int64_t out_height, out_width;    // after the pool
+  int64_t taps;                     // in_channels * kernel_h * kernel_w
+  int64_t phase_width;              // floats in one stride phase of a window row
+  int64_t strip_rows;               // pooled rows that one chunk computes
+  int64_t window_rows;              // image rows behind them, padding included
+  int64_t open_rows;                // pooled rows that one convolution row can belong to
+  int64_t pool_phase_width;         // floats in the even (or odd) columns of such a row, for a pool of stride 2
+  int64_t ring_width;               // floats in one row of vertical maxima, margins included
+  int64_t scratch_floats;           // for one strip
+};
+
+// Left of each row of vertical maxima: zeros, which are what padding contributes after ReLU.
+constexpr int64_t kRingMargin = 16;
+
+// Largest open_rows, pool_padding_w at most kRingMargin: op.py refuses what exceeds them.
+constexpr int64_t kMaxOpenRows = 16;
+
+struct ConvPoolKernels {
+  // Pooled rows [first, first + count) of one image [C, H, W] to out[o * out_channel + (row - first) * out_row].
+  // offsets[k] leads from a window position to tap k; scratch holds shape.scratch_floats floats.
+  void (*strip)(const ConvPoolShape& shape, const float* weight, const float* bias, const int64_t* offsets,
+                const float* image, int64_t first, int64_t count, float* out, int64_t out_channel, int64_t out_row, float* scratch);
+};
+
+class Lease;
+class Mlp;
+
+class ConvPool {
+ public:
+  // weight [O, C, kernel_h, kernel_w] contiguous, bias [O] or null; both are copied.
+  ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias);
+
+  // y[N, O, out_height, out_width] = max_pool(relu(conv(x[N, C, H, W]))), both contiguous.
+  void run(const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const;
+
+  // y[N * O * out_height, mlp.out_features] = mlp of every pooled row; needs out_width == mlp.in_features.
+  void run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const;
+
+  // Throws std::invalid_argument where the kernel or the pool does not fit into the image.
+  ConvPoolShape shape(int64_t height, int64_t width, int64_t batch, int threads) const;
+
+  int64_t packed_bytes() const { return int64_t((weight_.size() + bias_.size()) * sizeof(float)); }
+
+ private:
+  std::vector<int64_t> offsets(const ConvPoolShape& shape) const;
+  double work_ns(const ConvPoolShape& shape, int64_t batch) const;
+
+  ConvPoolGeometry geometry_;
+  std::vector<float> weight_, bias_;
+};
+
+}  // namespace fastgraph

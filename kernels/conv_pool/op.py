@@ -1,0 +1,218 @@
+"""`torch.ops.fastgraph.conv_pool`: convolution, bias, ReLU and max-pooling.
+
+    conv_pool(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,
+              int[2] pool_kernel_size, int[2] pool_stride, int[2] pool_padding, bool ceil_mode) -> Tensor
+
+    output = max_pool2d(relu(conv2d(input, weight, bias)))
+
+input [B, C, H, W], weight [O, C, kernel_h, kernel_w], bias [O] or None, output [B, O, H', W'] with the sizes of
+torch.nn.Conv2d and torch.nn.MaxPool2d. All tensors have one floating dtype and one device; fp32 on the CPU runs in
+compiled kernels (fp32 accumulation in a fixed order, see kernels/cpu/tile.h), everything else in ATen. RuntimeError for
+tensors that do not fit together.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kernels import autograd, native
+from kernels.checks import require, require_like, shape_of
+from kernels.conv_pool import reference
+from kernels.mlp.op import LIBRARY
+from kernels.weights import Packed
+
+MAX_OPEN_ROWS = 16  # pooling windows that one row can lie in; kMaxOpenRows in kernels/conv_pool/cpu.h
+MAX_POOL_PADDING = 16  # kRingMargin there
+
+GEOMETRY = (
+    "int[2] stride, int[2] padding, int[2] dilation, "
+    "int[2] pool_kernel_size, int[2] pool_stride, int[2] pool_padding, bool ceil_mode"
+)
+LIBRARY.define(f"conv_pool(Tensor input, Tensor weight, Tensor? bias, {GEOMETRY}) -> Tensor")
+
+Geometry = tuple[Any, ...]  # the arguments that GEOMETRY names, in its order
+
+
+def refusal(geometry: Geometry) -> str | None:
+    """Why the kernel does not take these sizes, or None if it does."""
+    _, _, _, pool_kernel_size, pool_stride, pool_padding, _ = geometry
+    open_rows = -(-pool_kernel_size[0] // pool_stride[0])
+    if open_rows > MAX_OPEN_ROWS:
+        return f"{open_rows} windows of the pool lie on one row (the kernel takes {MAX_OPEN_ROWS})"
+    if max(pool_padding) > MAX_POOL_PADDING:
+        return f"pool_padding {list(pool_padding)} is above {MAX_POOL_PADDING}"
+    return None
+
+
+def conv_size(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> Any:
+    """Size after a convolution along one axis."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def pool_size(size: Any, kernel: int, stride: int, padding: int, ceil_mode: bool) -> Any:
+    """Size after a max-pool along one axis. With ceil_mode the last window begins inside the input or its padding."""
+    out = (size + 2 * padding - kernel + (stride - 1 if ceil_mode else 0)) // stride + 1
+    if ceil_mode and (out - 1) * stride >= size + padding:
+        out = out - 1
+    return out
+
+
+def output_shape(input: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> tuple[Any, ...]:
+    """Shape of the result, [B, O, H', W']."""
+    stride, padding, dilation, pool_kernel_size, pool_stride, pool_padding, ceil_mode = geometry
+    sizes = []
+    for axis in (0, 1):
+        conv = conv_size(input.shape[2 + axis], weight.shape[2 + axis], stride[axis], padding[axis], dilation[axis])
+        sizes.append(pool_size(conv, pool_kernel_size[axis], pool_stride[axis], pool_padding[axis], ceil_mode))
+    return input.shape[0], weight.shape[0], *sizes
+
+
+def check_geometry(op: str, geometry: Geometry) -> None:
+    """Pairs where pairs are needed, in the ranges that torch allows and the kernel takes."""
+    names = ("stride", "padding", "dilation", "pool_kernel_size", "pool_stride", "pool_padding")
+    least = (1, 0, 1, 1, 1, 0)
+    for name, value, smallest in zip(names, geometry, least, strict=False):
+        fits = len(value) == 2 and min(value) >= smallest
+        require(fits, f"{op}: {name}: needs two numbers of at least {smallest}, got {list(value)}")
+    kernel, padding = geometry[3], geometry[5]
+    fits = all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
+    require(fits, f"{op}: pool_padding: needs at most half of pool_kernel_size {list(kernel)}, got {list(padding)}")
+    reason = refusal(geometry)
+    require(reason is None, f"{op}: {reason}")
+
+
+def check(op: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> None:
+    """The contract of the op, on real and on fake tensors."""
+    check_geometry(op, geometry)
+    require(weight.dim() == 4, f"{op}: weight: needs shape [O, C, kernel_h, kernel_w], got {shape_of(weight)}")
+    channels = weight.shape[1]
+    fits = input.dim() == 4 and input.shape[1] == channels
+    require(fits, f"{op}: input: needs shape [B, {channels}, H, W], got {shape_of(input)}")
+    if bias is not None:
+        fits = bias.dim() == 1 and bias.shape[0] == weight.shape[0]
+        require(fits, f"{op}: bias: needs shape [{weight.shape[0]}], got {shape_of(bias)}")
+    require_like(op, input, weight=weight, bias=bias)
+    stride, padding, dilation, *_ = geometry
+    pooled = output_shape(input, weight, geometry)[2:]
+    for axis, name in ((0, "H"), (1, "W")):
+        conv = conv_size(input.shape[2 + axis], weight.shape[2 + axis], stride[axis], padding[axis], dilation[axis])
+        fits = conv >= 1 and pooled[axis] >= 1
+        require(fits, f"{op}: input: needs a larger {name} for kernel and pool to fit, got {shape_of(input)}")
+
+
+def pack(tensors: Sequence[torch.Tensor | None], geometry: Geometry) -> Any:
+    """Weight and bias in the kernel's own memory; `tensors` are both. fp32, CPU."""
+    module = native.kernels()
+    assert module is not None
+    weight, bias = (None if t is None else t.detach().contiguous() for t in tensors)
+    assert weight is not None
+    out_channels, in_channels, *kernel = weight.shape
+    sizes = [in_channels, out_channels, *kernel, *(n for pair in geometry[:-1] for n in pair)]
+    return module.ConvPool(weight.data_ptr(), 0 if bias is None else bias.data_ptr(), sizes, geometry[-1])
+
+
+_packed = Packed(pack)
+
+
+def packed(weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> Any:
+    """The packed weights, from the cache while neither tensor has changed."""
+    return _packed.get([weight, bias], tuple(tuple(v) if isinstance(v, list) else v for v in geometry))
+
+
+def run(packed_conv: Any, image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """The kernel on images [B, C, H, W], contiguous; `size` is that of the result."""
+    output = torch.empty(size, dtype=torch.float32)
+    batch, _, height, width = image.shape
+    if batch:
+        packed_conv.run(image.data_ptr(), batch, height, width, output.data_ptr(), torch.get_num_threads())
+    return output
+
+
+def conv_pool_cpu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> torch.Tensor:
+    """The op on CPU tensors."""
+    check("conv_pool", input, weight, bias, geometry)
+    if not native.takes(input) or weight.numel() == 0:
+        return conv_pool_reference(input, weight, bias, geometry)
+    return run(packed(weight, bias, geometry), input.contiguous(), output_shape(input, weight, geometry))
+
+
+def conv_pool_aten(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
+) -> torch.Tensor:
+    """The op on tensors of any other device."""
+    check("conv_pool", input, weight, bias, geometry)
+    return conv_pool_reference(input, weight, bias, geometry)
+
+
+def conv_pool_reference(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry
+) -> torch.Tensor:
+    """The definition, with a contiguous result as the kernel's."""
+    return reference.conv_pool(input, weight, bias, *geometry).contiguous()
+
+
+def fake(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> torch.Tensor:
+    """Shape and dtype of the result."""
+    check("conv_pool", input, weight, bias, geometry)
+    return input.new_empty(output_shape(input, weight, geometry))
+
+
+def conv_pool_backward(
+    grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Gradients of input, weight and bias. The convolution is computed again, in ATen, rather than kept."""
+    aten = torch.ops.aten
+    stride, padding, dilation, pool_kernel_size, pool_stride, pool_padding, ceil_mode = geometry
+    conv = torch.relu(torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation))
+    pool = (list(pool_kernel_size), list(pool_stride), list(pool_padding), [1, 1], ceil_mode)
+    _, indices = aten.max_pool2d_with_indices(conv, *pool)
+    grad = aten.max_pool2d_with_indices_backward(grad.contiguous(), conv, *pool, indices)
+    grad = aten.threshold_backward(grad, conv, 0)
+    conv_arguments = (list(stride), list(padding), list(dilation), False, [0, 0], 1)
+    bias_size = None if bias is None else [bias.shape[0]]
+    grads = aten.convolution_backward(grad, input, weight, bias_size, *conv_arguments, [True, True, bias is not None])
+    return grads[0], grads[1], grads[2] if bias is not None else None
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """Keeps the op's own arguments, no intermediate result."""
+    input, weight, bias, *geometry = inputs
+    ctx.geometry = geometry
+    ctx.save_for_backward(input, weight, *([] if bias is None else [bias]))
+
+
+def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    """Gradients for (input, weight, bias, the sizes)."""
+    input, weight, *bias = ctx.saved_tensors
+    grads = conv_pool_backward(grad, input, weight, bias[0] if bias else None, tuple(ctx.geometry))
+    return (*grads, *(None for _ in ctx.geometry))
+
+
+LIBRARY.impl("conv_pool", conv_pool_cpu, "CPU")
+LIBRARY.impl("conv_pool", conv_pool_aten, "CompositeExplicitAutograd")
+torch.library.register_fake("fastgraph::conv_pool", fake, lib=LIBRARY)
+autograd.register(LIBRARY, "conv_pool", setup_context, backward)
+
+
+class Direct:
+    """The direct door: packed weights, called without the dispatcher (see kernels.mlp.op.Direct)."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> None:
+        check_geometry("conv_pool", geometry)
+        self._arguments = (weight, bias, *geometry)
+        self._geometry = geometry
+        taken = native.takes(weight, bias) and weight.numel() > 0
+        self._packed = packed(weight, bias, geometry) if taken else None
+        self._checked: tuple[Any, Any] = (None, None)  # the last input shape, and the result's
+
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+        if self._packed is None or input.dtype is not torch.float32 or not input.is_cpu or not input.is_contiguous():
+            return torch.ops.fastgraph.conv_pool.default(input, *self._arguments)
+        shape, output = self._checked
+        if input.shape != shape:
+            weight, bias = self._arguments[:2]
+            check("conv_pool", input, weight, bias, self._geometry)
+            output = output_shape(input, weight, self._geometry)
+            self._checked = (input.shape, output)
+        return run(self._packed, input, output)

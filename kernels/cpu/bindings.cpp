@@ -1,0 +1,82 @@
+// The one boundary between Python and the kernels. Addresses come in as integers (tensor.data_ptr());
+// kernels/*/op.py has checked shapes, dtypes and strides before. The GIL is released while kernels run.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../conv_pool/cpu.h"
+#include "../mlp/cpu.h"
+#include "activation.h"
+#include "isa.h"
+
+namespace nb = nanobind;
+using namespace fastgraph;
+using namespace nb::literals;
+
+namespace {
+
+using Release = nb::call_guard<nb::gil_scoped_release>;
+using Address = uintptr_t;
+
+const float* input(Address a) { return reinterpret_cast<const float*>(a); }
+float* output(Address a) { return reinterpret_cast<float*>(a); }
+
+// weight, bias or 0, out_features, in_features, activations as numbers (enum Activation)
+using LayerTuple = std::tuple<Address, Address, int64_t, int64_t, std::vector<int>>;
+
+void make_mlp(Mlp* self, const std::vector<LayerTuple>& layers) {
+  std::vector<Mlp::Source> sources;
+  for (const auto& [weight, bias, out_features, in_features, numbers] : layers) {
+    std::vector<Activation> activations;
+    for (int n : numbers) activations.push_back(static_cast<Activation>(n));
+    sources.push_back({input(weight), input(bias), out_features, in_features, activations});
+  }
+  new (self) Mlp(sources);
+}
+
+// conv_pool's sizes in the order of ConvPoolGeometry
+void make_conv_pool(ConvPool* self, Address weight, Address bias, const std::vector<int64_t>& v, bool ceil_mode) {
+  if (v.size() != 16) throw std::invalid_argument("geometry: needs 16 sizes");
+  const ConvPoolGeometry geometry{v[0], v[1], v[2],  v[3],  v[4],  v[5],  v[6],  v[7],     v[8],
+                                  v[9], v[10], v[11], v[12], v[13], v[14], v[15], ceil_mode};
+  new (self) ConvPool(geometry, input(weight), input(bias));
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "fastgraph's CPU kernels";
+
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < kIsaCount; i++)
+      if (kIsas[i]->supported()) names.push_back(kIsas[i]->name);
+    return names;
+  }, "Names of the instruction sets that this machine supports, best first.");
+  m.def("all_isas", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < kIsaCount; i++) names.push_back(kIsas[i]->name);
+    return names;
+  }, "Names of all instruction sets that the kernels were built for, best first.");
+  m.def("isa", [] { return std::string(isa().name); }, "Name of the instruction set in use.");
+  m.def("select_isa", [](const std::string& name) { return select_isa(name.c_str()); }, "name"_a,
+        "Uses that instruction set from now on; False where it cannot be had.");
+
+  nb::class_<Mlp>(m, "Mlp")
+      .def("__init__", &make_mlp, "layers"_a)
+      .def("run", [](const Mlp& self, Address x, int64_t ldx, int64_t rows, Address y, int threads) { self.run(input(x), ldx, rows, output(y), threads); }, Release())
+      .def_prop_ro("packed_bytes", &Mlp::packed_bytes);
+
+  nb::class_<ConvPool>(m, "ConvPool")
+      .def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a)
+      .def("run", [](const ConvPool& self, Address x, int64_t batch, int64_t height, int64_t width, Address y, int threads) {
+        self.run(input(x), batch, height, width, output(y), threads); }, Release())
+      .def("run_mlp", [](const ConvPool& self, const Mlp& mlp, Address x, int64_t batch, int64_t height, int64_t width, Address y, int threads) {
+        self.run_mlp(mlp, input(x), batch, height, width, output(y), threads); }, Release())
+      .def_prop_ro("packed_bytes", &ConvPool::packed_bytes);
+}

@@ -1,0 +1,17 @@
+// The kernels, compiled with this ISA's flags (CMakeLists.txt).
+#include "isa.h"
+
+#include "../conv_pool/cpu.inl"
+#include "../mlp/cpu.inl"
+
+namespace fastgraph {
+
+extern const Isa isa_avx512;
+const Isa isa_avx512 = {
+    "avx512",
+    [] { return bool(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")); },
+    {FASTGRAPH_ISA::mlp_layer, FASTGRAPH_ISA::mlp_finish},
+    {FASTGRAPH_ISA::conv_pool_strip},
+};
+
+}  // namespace fastgraph

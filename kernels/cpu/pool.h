@@ -1,0 +1,56 @@
+// Worker threads for kernels of a few microseconds to a few milliseconds.
+//
+// * A job is a range of chunks. Caller and workers draw chunks from one ticket; the caller
+//   waits only for chunks that somebody has begun, so a worker that the system has not
+//   scheduled yet costs nothing (an OpenMP region waits for it: FACTS, tail latencies).
+// * Workers spin for kSpin after a job, then park; an idle process uses no CPU time.
+// * Waking a parked worker costs more than it brings for a very small job: such a job runs
+//   on the caller alone unless calls follow each other closely (see Lease).
+// * One job at a time. A second Python thread that finds the pool taken computes alone.
+// * After fork() the child starts with a fresh pool.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastgraph {
+
+// The right to use the pool for one call, which may be several jobs in a row.
+class Lease {
+ public:
+  // threads: at most so many, the caller included. work_ns: one thread's time for the whole call, roughly.
+  Lease(int threads, double work_ns);
+  ~Lease();
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+
+  // 1 where this call runs on the caller alone.
+  int threads() const { return threads_; }
+
+  static constexpr int64_t kMaxChunks = (int64_t(1) << 21) - 1;
+
+  // Calls body(chunk) for every chunk in [0, chunks), on this thread and the workers; returns when all are done.
+  template <class Body>
+  void run(int64_t chunks, const Body& body) {
+    if (threads_ == 1 || chunks < 2) {
+      for (int64_t c = 0; c < chunks; c++) body(c);
+      return;
+    }
+    for (int64_t first = 0; first < chunks; first += kMaxChunks) {
+      const int64_t count = chunks - first < kMaxChunks ? chunks - first : kMaxChunks;
+      const auto part = [&body, first](int64_t c) { body(first + c); };
+      run_shared(count, [](const void* p, int64_t c) { (*static_cast<const decltype(part)*>(p))(c); }, &part);
+    }
+  }
+
+ private:
+  using Function = void (*)(const void* body, int64_t chunk);
+  void run_shared(int64_t chunks, Function function, const void* body);
+  int threads_ = 1;
+  bool held_ = false;
+};
+
+// Scratch memory of the calling thread, at least `floats` floats on a 64-byte boundary. It grows to the
+// largest request and is kept until the thread ends; a second call may move it.
+float* thread_arena(int64_t floats);
+
+}  // namespace fastgraph

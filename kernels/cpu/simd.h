@@ -1,0 +1,177 @@
+// Sixteen floats, whatever the instruction set: one AVX-512 register, two AVX2
+// registers, or a plain array. Every kernel is written on `F16` alone, so one
+// source serves every ISA and a lane's arithmetic is the same in all of them:
+// IEEE single precision, fused multiply-add, round to nearest even.
+//
+// This header is compiled once per ISA with that ISA's flags (see CMakeLists.txt);
+// everything lives in an ISA's own namespace and nothing here comes from the
+// standard library's templates, so that no AVX-512 copy of a shared inline
+// function can be linked into code that runs on an older machine.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define FASTGRAPH_ISA avx512
+#elif defined(__AVX2__) && defined(__FMA__)
+#define FASTGRAPH_ISA avx2
+#else
+#define FASTGRAPH_ISA scalar
+#endif
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define FASTGRAPH_INLINE static inline __attribute__((always_inline))
+#define FASTGRAPH_INLINE_MEMBER inline __attribute__((always_inline))
+
+namespace fastgraph {
+namespace FASTGRAPH_ISA {
+
+constexpr int kLanes = 16;
+
+#if defined(__AVX512F__)
+
+struct F16 { __m512 v; };
+struct Mask { __mmask16 m; };
+
+FASTGRAPH_INLINE F16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+FASTGRAPH_INLINE F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+FASTGRAPH_INLINE void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
+FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+FASTGRAPH_INLINE F16 add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+FASTGRAPH_INLINE F16 sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+FASTGRAPH_INLINE F16 mul(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+FASTGRAPH_INLINE F16 div(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+// The x86 rule: b where either is NaN.
+FASTGRAPH_INLINE F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+FASTGRAPH_INLINE F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+FASTGRAPH_INLINE F16 bits_and(F16 a, uint32_t b) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(int(b))))};
+}
+FASTGRAPH_INLINE F16 bits_or(F16 a, F16 b) {
+  return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
+// Larger of the two bit patterns, as unsigned integers.
+FASTGRAPH_INLINE F16 bits_max(F16 a, F16 b) {
+  return {_mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
+FASTGRAPH_INLINE F16 round(F16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// 2^n for whole n in [-126, 127].
+FASTGRAPH_INLINE F16 exp2_whole(F16 n) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
+}
+FASTGRAPH_INLINE Mask less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+FASTGRAPH_INLINE Mask is_nan(F16 a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+FASTGRAPH_INLINE F16 select(Mask m, F16 yes, F16 no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
+// Elements 0, 2, 4 ... and 1, 3, 5 ... of the 32 floats that a, b hold.
+FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
+  const __m512i e = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  even->v = _mm512_permutex2var_ps(a.v, e, b.v);
+  odd->v = _mm512_permutex2var_ps(a.v, _mm512_or_si512(e, _mm512_set1_epi32(1)), b.v);
+}
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+struct F16 { __m256 lo, hi; };
+struct Mask { __m256 lo, hi; };
+
+FASTGRAPH_INLINE F16 broadcast(float x) { __m256 v = _mm256_set1_ps(x); return {v, v}; }
+FASTGRAPH_INLINE F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+FASTGRAPH_INLINE void store(float* p, F16 a) { _mm256_storeu_ps(p, a.lo); _mm256_storeu_ps(p + 8, a.hi); }
+FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+FASTGRAPH_INLINE F16 add(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+FASTGRAPH_INLINE F16 sub(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+FASTGRAPH_INLINE F16 mul(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+FASTGRAPH_INLINE F16 div(F16 a, F16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+// The x86 rule: b where either is NaN.
+FASTGRAPH_INLINE F16 max(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+FASTGRAPH_INLINE F16 min(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+FASTGRAPH_INLINE F16 bits_and(F16 a, uint32_t b) {
+  __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(int(b)));
+  return {_mm256_and_ps(a.lo, m), _mm256_and_ps(a.hi, m)};
+}
+FASTGRAPH_INLINE F16 bits_or(F16 a, F16 b) { return {_mm256_or_ps(a.lo, b.lo), _mm256_or_ps(a.hi, b.hi)}; }
+// Larger of the two bit patterns, as unsigned integers.
+FASTGRAPH_INLINE F16 bits_max(F16 a, F16 b) {
+  return {_mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a.lo), _mm256_castps_si256(b.lo))),
+          _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a.hi), _mm256_castps_si256(b.hi)))};
+}
+FASTGRAPH_INLINE F16 round(F16 a) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, nearest), _mm256_round_ps(a.hi, nearest)};
+}
+FASTGRAPH_INLINE __m256 exp2_whole_8(__m256 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+// 2^n for whole n in [-126, 127].
+FASTGRAPH_INLINE F16 exp2_whole(F16 n) { return {exp2_whole_8(n.lo), exp2_whole_8(n.hi)}; }
+FASTGRAPH_INLINE Mask less(F16 a, F16 b) { return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)}; }
+FASTGRAPH_INLINE Mask is_nan(F16 a) { return {_mm256_cmp_ps(a.lo, a.lo, _CMP_UNORD_Q), _mm256_cmp_ps(a.hi, a.hi, _CMP_UNORD_Q)}; }
+FASTGRAPH_INLINE F16 select(Mask m, F16 yes, F16 no) {
+  return {_mm256_blendv_ps(no.lo, yes.lo, m.lo), _mm256_blendv_ps(no.hi, yes.hi, m.hi)};
+}
+FASTGRAPH_INLINE void deinterleave_8(__m256 a, __m256 b, __m256* even, __m256* odd) {
+  __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+  *even = _mm256_shuffle_ps(low, high, 0x88);
+  *odd = _mm256_shuffle_ps(low, high, 0xDD);
+}
+// Elements 0, 2, 4 ... and 1, 3, 5 ... of the 32 floats that a, b hold.
+FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
+  deinterleave_8(a.lo, a.hi, &even->lo, &odd->lo);
+  deinterleave_8(b.lo, b.hi, &even->hi, &odd->hi);
+}
+
+#else
+
+struct F16 { float v[kLanes]; };
+struct Mask { bool m[kLanes]; };
+
+#define FASTGRAPH_LANES(expression) \
+  F16 r;                            \
+  for (int i = 0; i < kLanes; i++) r.v[i] = (expression); \
+  return r
+
+FASTGRAPH_INLINE uint32_t to_bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
+FASTGRAPH_INLINE float from_bits(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
+FASTGRAPH_INLINE F16 broadcast(float x) { FASTGRAPH_LANES(x); }
+FASTGRAPH_INLINE F16 load(const float* p) { FASTGRAPH_LANES(p[i]); }
+FASTGRAPH_INLINE void store(float* p, F16 a) { for (int i = 0; i < kLanes; i++) p[i] = a.v[i]; }
+FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { FASTGRAPH_LANES(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
+FASTGRAPH_INLINE F16 add(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] + b.v[i]); }
+FASTGRAPH_INLINE F16 sub(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] - b.v[i]); }
+FASTGRAPH_INLINE F16 mul(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] * b.v[i]); }
+FASTGRAPH_INLINE F16 div(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] / b.v[i]); }
+// The x86 rule: b where either is NaN.
+FASTGRAPH_INLINE F16 max(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+FASTGRAPH_INLINE F16 min(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+FASTGRAPH_INLINE F16 bits_and(F16 a, uint32_t b) { FASTGRAPH_LANES(from_bits(to_bits(a.v[i]) & b)); }
+FASTGRAPH_INLINE F16 bits_or(F16 a, F16 b) { FASTGRAPH_LANES(from_bits(to_bits(a.v[i]) | to_bits(b.v[i]))); }
+// Larger of the two bit patterns, as unsigned integers.
+FASTGRAPH_INLINE F16 bits_max(F16 a, F16 b) { FASTGRAPH_LANES(to_bits(a.v[i]) > to_bits(b.v[i]) ? a.v[i] : b.v[i]); }
+FASTGRAPH_INLINE F16 round(F16 a) { FASTGRAPH_LANES(__builtin_rintf(a.v[i])); }
+// 2^n for whole n in [-126, 127]. A NaN has no whole part: it gives 1 and the caller's product keeps the NaN.
+FASTGRAPH_INLINE F16 exp2_whole(F16 n) { FASTGRAPH_LANES(n.v[i] == n.v[i] ? from_bits(uint32_t(int32_t(n.v[i]) + 127) << 23) : 1.0f); }
+FASTGRAPH_INLINE Mask less(F16 a, F16 b) { Mask m; for (int i = 0; i < kLanes; i++) m.m[i] = a.v[i] < b.v[i]; return m; }
+FASTGRAPH_INLINE Mask is_nan(F16 a) { Mask m; for (int i = 0; i < kLanes; i++) m.m[i] = a.v[i] != a.v[i]; return m; }
+FASTGRAPH_INLINE F16 select(Mask m, F16 yes, F16 no) { FASTGRAPH_LANES(m.m[i] ? yes.v[i] : no.v[i]); }
+// Elements 0, 2, 4 ... and 1, 3, 5 ... of the 32 floats that a, b hold.
+FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
+  for (int i = 0; i < kLanes / 2; i++) {
+    even->v[i] = a.v[2 * i];
+    even->v[i + kLanes / 2] = b.v[2 * i];
+    odd->v[i] = a.v[2 * i + 1];
+    odd->v[i + kLanes / 2] = b.v[2 * i + 1];
+  }
+}
+#undef FASTGRAPH_LANES
+
+#endif
+
+FASTGRAPH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace FASTGRAPH_ISA
+}  // namespace fastgraph

@@ -1,0 +1,1 @@
+"""A chain of Linear layers with activations as one op."""

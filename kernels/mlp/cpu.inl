@@ -1,0 +1,53 @@
+// The mlp kernels, compiled once per ISA.
+#include "../cpu/activation.h"
+#include "../cpu/tile.h"
+#include "cpu.h"
+
+namespace fastgraph {
+namespace FASTGRAPH_ISA {
+namespace {
+
+struct Panels {
+  const float* first;
+  int64_t stride;  // floats from one panel to the next
+  FASTGRAPH_INLINE_MEMBER F16 at(int64_t k, int v) const { return load(first + v * stride + k * kLanes); }
+};
+
+void mlp_layer(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last) {
+  const int64_t K = layer.in_features;
+  const bool relu_first = layer.activation_count > 0 && layer.activations[0] == Activation::relu;
+  const RowTiles tiles = cut_rows(rows);
+  with_largest(tiles, [&](auto largest) {
+    constexpr int L = decltype(largest)::value;
+    // Panels outside, rows inside: a group of panels is read from memory once and stays in the cache.
+    for_vectors<kTileVectors[L]>(first, last, [&](auto vectors, int64_t panel) {
+      constexpr int V = decltype(vectors)::value;
+      const Panels weight{layer.panels + panel * K * kLanes, K * kLanes};
+      for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t row) {
+        constexpr int R = decltype(tile_rows)::value;
+        F16 total[R][V];
+        for (int i = 0; i < R; i++)
+          for (int v = 0; v < V; v++) total[i][v] = load(layer.bias + (panel + v) * kLanes);
+        tile(a + row * lda, lda, K, weight, total);
+        for (int i = 0; i < R; i++)
+          for (int v = 0; v < V; v++)
+            store(out + (row + i) * ldo + (panel + v) * kLanes, relu_first ? relu(total[i][v]) : total[i][v]);
+      });
+    });
+  });
+  for (int i = relu_first; i < layer.activation_count; i++)
+    for (int64_t row = 0; row < rows; row++) activate(layer.activations[i], out + row * ldo + first * kLanes, last - first);
+}
+
+void mlp_finish(const MlpLayer& last, float* out, int64_t ldo, int64_t rows, float* y) {
+  const int64_t N = last.out_features;
+  const Activation tail = last.activation_count > 0 ? last.activations[last.activation_count - 1] : Activation::none;
+  for (int64_t row = 0; row < rows; row++) {
+    if (tail == Activation::softmax || tail == Activation::log_softmax) softmax_row(out + row * ldo, N, tail == Activation::log_softmax);
+    memcpy(y + row * N, out + row * ldo, size_t(N) * sizeof(float));
+  }
+}
+
+}  // namespace
+}  // namespace FASTGRAPH_ISA
+}  // namespace fastgraph

@@ -1,0 +1,235 @@
+"""`torch.ops.fastgraph.mlp`: a chain of Linear layers with activations.
+
+    mlp(Tensor input, Tensor[] weights, Tensor?[] biases, str[] activations) -> Tensor
+
+    x_0 = input                                       [..., in_features]
+    x_l = activation_l(x_{l-1} weights_l^T + biases_l)   weights_l [out_l, in_l], biases_l [out_l] or None
+
+All tensors have one floating dtype and one device; fp32 on the CPU runs in compiled kernels (fp32 accumulation in a
+fixed order, see kernels/cpu/tile.h), everything else in ATen. An activation is "none", one of `ACTIVATIONS`, or several
+joined by "+"; softmax and log_softmax only as the very last. RuntimeError for tensors that do not fit together,
+ValueError for activations.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kernels import autograd, native
+from kernels.checks import require, require_like, shape_of
+from kernels.mlp import reference
+from kernels.weights import Packed
+
+# The order of `enum class Activation` in kernels/cpu/activation.h.
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softmax", "log_softmax")
+LAST_ONLY = ("softmax", "log_softmax")
+MAX_ACTIVATIONS = 4  # a layer; kMaxActivations in kernels/mlp/cpu.h
+
+Weights = Sequence[torch.Tensor]
+Biases = Sequence[torch.Tensor | None]
+
+LIBRARY = torch.library.Library("fastgraph", "FRAGMENT")
+LIBRARY.define("mlp(Tensor input, Tensor[] weights, Tensor?[] biases, str[] activations) -> Tensor")
+
+
+def check_activations(activations: Sequence[str]) -> None:
+    """ValueError unless every activation is known, and softmax only the very last."""
+    for layer, activation in enumerate(activations):
+        names = reference.split(activation)
+        if len(names) > MAX_ACTIVATIONS:
+            raise ValueError(
+                f"mlp: activations[{layer}]: needs at most {MAX_ACTIVATIONS} joined by '+', got {activation!r}"
+            )
+        for i, name in enumerate(names):
+            if name not in reference.ACTIVATIONS:
+                raise ValueError(f"mlp: activations[{layer}]: needs one of {', '.join(ACTIVATIONS)}, got {name!r}")
+            if name in LAST_ONLY and not (layer == len(activations) - 1 and i == len(names) - 1):
+                raise ValueError(
+                    f"mlp: activations[{layer}]: {name} needs to be the last of all, got {list(activations)}"
+                )
+
+
+def check_layers(op: str, weights: Weights, biases: Biases, activations: Sequence[str]) -> None:
+    """The chain in itself: as many of each, features that fit."""
+    require(len(weights) > 0, f"{op}: weights: needs at least one layer, got none")
+    same = len(weights) == len(biases) == len(activations)
+    require(
+        same,
+        f"{op}: needs as many weights, biases and activations, got {len(weights)}, {len(biases)}, {len(activations)}",
+    )
+    check_activations(activations)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        require(
+            weight.dim() == 2, f"{op}: weights[{i}]: needs shape [out_features, in_features], got {shape_of(weight)}"
+        )
+        if i > 0:
+            before = weights[i - 1].shape[0]
+            require(weight.shape[1] == before, f"{op}: weights[{i}]: needs shape [*, {before}], got {shape_of(weight)}")
+        if bias is not None:
+            fits = bias.dim() == 1 and bias.shape[0] == weight.shape[0]
+            require(fits, f"{op}: biases[{i}]: needs shape [{weight.shape[0]}], got {shape_of(bias)}")
+
+
+def check(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> None:
+    """The contract of the op, on real and on fake tensors."""
+    check_layers("mlp", weights, biases, activations)
+    features = weights[0].shape[1]
+    fits = input.dim() >= 1 and input.shape[-1] == features
+    require(fits, f"mlp: input: needs shape [..., {features}], got {shape_of(input)}")
+    require_like("mlp", input, weights=weights, biases=biases)
+
+
+def pack(tensors: Sequence[torch.Tensor | None], activations: tuple[str, ...]) -> Any:
+    """Packed weights of a chain; `tensors` are all weights, then all biases. fp32, CPU."""
+    module = native.kernels()
+    assert module is not None
+    count = len(activations)
+    layers, alive = [], []
+    for weight, bias, activation in zip(tensors[:count], tensors[count:], activations, strict=True):
+        assert weight is not None
+        weight = weight.detach().contiguous()
+        bias = None if bias is None else bias.detach().contiguous()
+        alive += [weight, bias]
+        numbers = [ACTIVATIONS.index(name) for name in reference.split(activation)]
+        layers.append((weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *weight.shape, numbers))
+    return module.Mlp(layers)
+
+
+_packed = Packed(pack)
+
+
+def packed(weights: Weights, biases: Biases, activations: Sequence[str]) -> Any:
+    """Packed weights of the chain, from the cache while no tensor has changed."""
+    return _packed.get([*weights, *biases], tuple(activations))
+
+
+def run(packed_mlp: Any, rows: torch.Tensor, out_features: int) -> torch.Tensor:
+    """The kernel on rows [M, in_features] whose features are contiguous; returns [M, out_features]."""
+    output = torch.empty((rows.shape[0], out_features), dtype=torch.float32)
+    packed_mlp.run(rows.data_ptr(), rows.stride(0), rows.shape[0], output.data_ptr(), torch.get_num_threads())
+    return output
+
+
+def mlp_cpu(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
+    """The op on CPU tensors."""
+    check(input, weights, biases, activations)
+    if not native.takes(input):
+        return reference.mlp(input, weights, biases, activations)
+    rows = (
+        input.reshape(-1, input.shape[-1])
+        if input.numel()
+        else input.new_empty(input.shape[:-1].numel(), input.shape[-1])
+    )
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    output = run(packed(weights, biases, activations), rows, weights[-1].shape[0])
+    return output.view(*input.shape[:-1], weights[-1].shape[0])
+
+
+def mlp_aten(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
+    """The op on tensors of any other device."""
+    check(input, weights, biases, activations)
+    return reference.mlp(input, weights, biases, activations)
+
+
+def fake(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
+    """Shape and dtype of the result: [..., out_features of the last layer], contiguous."""
+    check(input, weights, biases, activations)
+    return input.new_empty((*input.shape[:-1], weights[-1].shape[0]))
+
+
+def activation_backward(name: str, grad: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Gradient at x, given the gradient at y = activation(x); the formulas that eager uses."""
+    aten = torch.ops.aten
+    match name:
+        case "relu":
+            return aten.threshold_backward(grad, y, 0)
+        case "gelu":
+            return aten.gelu_backward(grad, x)
+        case "gelu_tanh":
+            return aten.gelu_backward(grad, x, approximate="tanh")
+        case "silu":
+            return aten.silu_backward(grad, x)
+        case "tanh":
+            return aten.tanh_backward(grad, y)
+        case "sigmoid":
+            return aten.sigmoid_backward(grad, y)
+        case "softmax":
+            return aten._softmax_backward_data(grad, y, -1, y.dtype)
+        case "log_softmax":
+            return aten._log_softmax_backward_data(grad, y, -1, y.dtype)
+    raise ValueError(f"mlp: no gradient for activation {name!r}")
+
+
+def chain_backward(
+    grad: torch.Tensor, input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
+    """Gradients of input, weights and biases. Layers' outputs are computed again, in ATen, rather than kept."""
+    inputs, steps = [], []  # a layer's input; (name, before, after) for each of its activations
+    x = input
+    for weight, bias, activation in zip(weights, biases, activations, strict=True):
+        inputs.append(x)
+        x = torch.nn.functional.linear(x, weight, bias)
+        layer_steps = []
+        for name in reference.split(activation):
+            y = reference.ACTIVATIONS[name](x)
+            layer_steps.append((name, x, y))
+            x = y
+        steps.append(layer_steps)
+    weight_grads: list[torch.Tensor] = []
+    bias_grads: list[torch.Tensor | None] = []
+    for x, weight, bias, layer_steps in zip(inputs[::-1], weights[::-1], biases[::-1], steps[::-1], strict=True):
+        for name, before, after in reversed(layer_steps):
+            grad = activation_backward(name, grad, before, after)
+        rows = grad.reshape(-1, grad.shape[-1])
+        weight_grads.insert(0, rows.t() @ x.reshape(-1, x.shape[-1]))
+        bias_grads.insert(0, None if bias is None else rows.sum(0))
+        grad = grad @ weight
+    return grad, weight_grads, bias_grads
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """Keeps the op's own arguments, no intermediate result."""
+    input, weights, biases, activations = inputs
+    ctx.layers, ctx.has_bias, ctx.activations = len(weights), [b is not None for b in biases], activations
+    ctx.save_for_backward(input, *weights, *(b for b in biases if b is not None))
+
+
+def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    """Gradients for (input, weights, biases, activations)."""
+    input, *rest = ctx.saved_tensors
+    weights, present = rest[: ctx.layers], iter(rest[ctx.layers :])
+    biases = [next(present) if has else None for has in ctx.has_bias]
+    return (*chain_backward(grad, input, weights, biases, ctx.activations), None)
+
+
+LIBRARY.impl("mlp", mlp_cpu, "CPU")
+LIBRARY.impl("mlp", mlp_aten, "CompositeExplicitAutograd")
+torch.library.register_fake("fastgraph::mlp", fake, lib=LIBRARY)
+autograd.register(LIBRARY, "mlp", setup_context, backward)
+
+
+class Direct:
+    """The direct door: one chain with its packed weights, called without the dispatcher.
+
+    The caller sees to it that no gradient is wanted and that the tensors are those that were packed. Whatever the
+    kernel does not take as it is goes to the registered op, which also raises the errors.
+    """
+
+    def __init__(self, weights: Weights, biases: Biases, activations: Sequence[str]) -> None:
+        check_layers("mlp", weights, biases, activations)
+        self._arguments = (list(weights), list(biases), list(activations))
+        self._in_features, self._out_features = weights[0].shape[1], weights[-1].shape[0]
+        self._packed = packed(weights, biases, activations) if native.takes(*weights, *biases) else None
+
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+        if (
+            self._packed is not None
+            and input.dtype is torch.float32
+            and input.is_cpu
+            and input.dim() == 2
+            and input.shape[1] == self._in_features
+            and input.is_contiguous()
+        ):
+            return run(self._packed, input, self._out_features)
+        return torch.ops.fastgraph.mlp.default(input, *self._arguments)

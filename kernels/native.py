@@ -1,0 +1,61 @@
+"""The compiled CPU kernels: whether they are there, and which instruction set they use.
+
+The environment variable `FASTGRAPH_CPU` forces one of `CAPABILITIES` for the whole process. Without it the best
+vector instruction set of the machine is used, or ATen where there is none ("scalar" has to be asked for: it shows that
+every path gives the same bits, and is slower than ATen).
+"""
+
+import importlib
+import os
+import warnings
+from types import ModuleType
+
+import torch
+
+CAPABILITIES = ("avx512", "avx2", "scalar", "aten")
+
+_native: ModuleType | None = None
+_missing = ""
+try:
+    _native = importlib.import_module("kernels._native")
+except ImportError as error:
+    _missing = str(error)
+
+
+def _choose(forced: str | None, supported: list[str]) -> str:
+    """The capability to use; `supported` are the native library's ISAs that this machine has, best first."""
+    if not forced:
+        vector = [name for name in supported if name != "scalar"]
+        return vector[0] if vector else "aten"
+    choices = [*supported, "aten"]
+    if forced not in choices:
+        known = "is not supported here" if forced in CAPABILITIES else "is unknown"
+        raise RuntimeError(f"FASTGRAPH_CPU: {forced!r} {known}; choices on this machine: {', '.join(choices)}")
+    return forced
+
+
+_capability = _choose(os.environ.get("FASTGRAPH_CPU"), _native.isas() if _native else [])
+if _native is None and "FASTGRAPH_CPU" not in os.environ:
+    warnings.warn(
+        f"fastgraph: no compiled kernels, running through ATen (reinstall with a C++ compiler at hand; {_missing})",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+elif _capability != "aten":
+    assert _native is not None
+    _native.select_isa(_capability)
+
+
+def cpu_capability() -> str:
+    """What CPU calls run on: "avx512", "avx2", "scalar", or "aten" where the compiled kernels are not used."""
+    return _capability
+
+
+def kernels() -> ModuleType | None:
+    """The compiled module, or None where CPU calls run through ATen."""
+    return _native if _capability != "aten" else None
+
+
+def takes(*tensors: torch.Tensor | None) -> bool:
+    """Whether the compiled kernels can be used for these tensors: all fp32 on the CPU."""
+    return _capability != "aten" and all(t is None or (t.is_cpu and t.dtype is torch.float32) for t in tensors)
