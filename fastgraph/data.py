@@ -54,21 +54,22 @@ def photograph(path: str | Path | None = None) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no file at ``path``.
-        ValueError: the file at ``path`` is no image.
+        ValueError: the file at ``path`` cannot be read as an image.
         ModuleNotFoundError: no ``path`` is given and scikit-learn, which ships the photograph, is not installed.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     from torchvision import transforms
 
     if path is None:
         image = Image.fromarray(_scikit_learn_datasets().load_sample_image("china.jpg"))
     else:
         try:
-            image = Image.open(path).convert("RGB")
+            with Image.open(path) as file:
+                image = file.convert("RGB")
         except FileNotFoundError:
             raise FileNotFoundError(f"photograph: there is no file at {str(path)!r}") from None
-        except UnidentifiedImageError:
-            raise ValueError(f"photograph: {str(path)!r} is no image that Pillow can read") from None
+        except OSError as error:  # among them Pillow's own, for what is no image or only the beginning of one
+            raise ValueError(f"photograph: {str(path)!r} cannot be read as an image: {error}") from error
     transform = transforms.Compose(
         [transforms.Resize((720, 480)), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     )
@@ -79,9 +80,9 @@ def photograph(path: str | Path | None = None) -> Tensor:
 def _all_digits() -> tuple[Tensor, Tensor]:
     """All scans ``[1797, 784]`` float32 and their classes ``[1797]`` int64; read once, so callers get copies."""
     scans = _scikit_learn_datasets().load_digits()
-    small = torch.tensor(scans.images, dtype=torch.float32).unsqueeze(1) / 16  # the scanner gave levels 0..16
+    small = torch.tensor(scans.images, dtype=torch.float64).unsqueeze(1) / 16  # the scanner gave levels 0..16
     images = torch.nn.functional.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
-    return images.flatten(1).clamp(0, 1), torch.tensor(scans.target, dtype=torch.int64)
+    return images.flatten(1).clamp(0, 1).float(), torch.tensor(scans.target, dtype=torch.int64)
 
 
 def _held_out(labels: Tensor) -> Tensor:

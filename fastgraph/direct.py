@@ -34,7 +34,7 @@ def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "get_attr":
-            if node not in written:
+            if node not in written and isinstance(node.meta.get("val"), torch.Tensor):  # not a nested graph
                 found.add(node)
             continue
         constant = _is_pure(node) and node not in written and all(arg in found for arg in node.all_input_nodes)
@@ -152,10 +152,11 @@ class Direct:
 
 
 def _slot(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
-    """The dictionary and key that hold a parameter, buffer or plain tensor attribute now and after it is replaced."""
+    """The dictionary and key that hold an attribute of the graph, now and after it is replaced."""
     path, _, name = target.rpartition(".")
     owner = module.get_submodule(path)
-    for slots in (owner._parameters, owner._buffers):
+    slots: dict[str, Any]
+    for slots in (owner._parameters, owner._buffers, owner._modules):
         if name in slots:
             return slots, name
     return owner.__dict__, name

@@ -113,7 +113,7 @@ class OptimizedModule(nn.Module):
 
     def _run(self, flat: list[Any]) -> Sequence[Any]:
         tensors = [t for t in flat if isinstance(t, torch.Tensor)]
-        if any(torch.is_autocast_enabled(device) for device in {t.device.type for t in tensors}):
+        if any(_is_autocast(device) for device in {t.device.type for t in tensors}):
             return self.captured.graph_module(*flat)  # autocast decides operator by operator, and knows eager's
         if self._compiled is not None:
             return self._compiled(*flat)
@@ -182,6 +182,10 @@ class OptimizedModule(nn.Module):
 def _engine(captured: Captured) -> str:
     tensors = [node.meta.get("val") for node in captured.placeholders]
     return "inductor" if any(isinstance(t, torch.Tensor) and t.device.type == "cuda" for t in tensors) else "direct"
+
+
+def _is_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _is_quiet() -> bool:

@@ -52,23 +52,22 @@ def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
     if not isinstance(module, OptimizedModule):
         raise TypeError(f"module: needs the result of fastgraph.optimize, got {type(module).__name__}")
     captured = module.captured
-    tensors = {name: value.detach() for name, value in _tensors(captured.graph_module).items()}
+    tensors = _tensors(captured.graph_module)
+    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     program = {
         "nodes": [_encode_node(node) for node in captured.graph.nodes],
         "inputs": [_encode_input(node) for node in captured.placeholders],
         "in_spec": pytree.treespec_dumps(captured.in_spec),
         "out_spec": pytree.treespec_dumps(captured.out_spec),
         "conditions": captured.conditions,
-        "parameters": {name: p.requires_grad for name, p in captured.graph_module.named_parameters()},
-        "buffers": [name for name, _ in captured.graph_module.named_buffers()],
-        "devices": {name: str(value.device) for name, value in tensors.items()},
+        "tensors": {name: _encode_kind(captured.graph_module, name, first[id(t)], t) for name, t in tensors.items()},
         "dtype": None if module.dtype is None else _encode(module.dtype),
         "engine": module.engine,
         "torch": torch.__version__,
     }
     text = json.dumps(program)
-    # A storage is written once for each name; clones make tied or strided tensors plain ones.
-    plain = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    # Clones, since safetensors takes neither strides nor shared memory.
+    plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in first.values()}
     metadata = {"format": FORMAT, "version": str(VERSION), "program": text, "sha256": _digest(text, plain)}
     _write(Path(path), save_tensors(plain, metadata=metadata))
 
@@ -91,7 +90,7 @@ def load(path: str | os.PathLike[str]) -> OptimizedModule:
     if _digest(text, tensors) != metadata.get("sha256"):
         raise ValueError(f"{path}: damaged: its contents do not have the checksum that they were written with")
     program = json.loads(text)
-    graph_module = fx.GraphModule(_root(program, tensors), _graph(program["nodes"]))
+    graph_module = fx.GraphModule(_root(program["tensors"], tensors), _graph(program["nodes"]))
     _propagate(graph_module, program["inputs"])
     for condition in program["conditions"]:
         compile_condition(condition)
@@ -146,7 +145,8 @@ def _write(path: Path, data: bytes) -> None:
 
 def _tensors(graph_module: fx.GraphModule) -> dict[str, torch.Tensor]:
     """Parameters, buffers and plain tensor attributes by the names that the graph has for them, and all others."""
-    found = {**dict(graph_module.named_parameters()), **dict(graph_module.named_buffers())}
+    found: dict[str, torch.Tensor] = dict(graph_module.named_parameters(remove_duplicate=False))
+    found.update(graph_module.named_buffers(remove_duplicate=False))
     for node in graph_module.graph.find_nodes(op="get_attr"):
         value = operator.attrgetter(node.target)(graph_module)
         if not isinstance(value, torch.Tensor):
@@ -229,24 +229,33 @@ def _function(name: str) -> Callable[..., Any]:
         raise ValueError(f"operator {name} is not known here; is the library that registers it imported?") from error
 
 
-def _root(program: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module:
+def _encode_kind(root: nn.Module, name: str, first: str, tensor: torch.Tensor) -> dict[str, Any]:
+    """What a tensor is to its module, and the first name that it has where it has several."""
+    path, _, key = name.rpartition(".")
+    owner = root.get_submodule(path)
+    kind = "parameter" if key in owner._parameters else "buffer" if key in owner._buffers else "constant"
+    return {"kind": kind, "same_as": first, "requires_grad": tensor.requires_grad, "device": str(tensor.device)}
+
+
+def _root(descriptions: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module:
     """A module that has the tensors under their dotted names."""
     root = nn.Module()
-    buffers = set(program["buffers"])
-    for target, tensor in tensors.items():
+    made: dict[str, torch.Tensor] = {}
+    for target, description in descriptions.items():
         path, _, name = target.rpartition(".")
         owner = root
         for part in path.split(".") if path else []:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        tensor = tensor.to(program["devices"][target])
-        if target in program["parameters"]:
-            owner.register_parameter(name, nn.Parameter(tensor, requires_grad=program["parameters"][target]))
-        elif target in buffers:
-            owner.register_buffer(name, tensor)
+        kind, first = description["kind"], description["same_as"]
+        if first not in made:
+            tensor = tensors[first].to(description["device"])
+            made[first] = nn.Parameter(tensor, description["requires_grad"]) if kind == "parameter" else tensor
+        if kind == "buffer":
+            owner.register_buffer(name, made[first])
         else:
-            setattr(owner, name, tensor)
+            setattr(owner, name, made[first])
     return root
 
 

@@ -59,7 +59,7 @@ def verify(
             if not (torch.equal(a, e) if isinstance(e, torch.Tensor) else a == e):
                 raise RuntimeError(f"verify: output {i} differs from eager's")
             continue
-        found, allowed = error(a, r), tolerance(e, r)
+        found, allowed = error(a, r), max(tolerance(e, r), tolerance(e.to(a.dtype), r))
         if not found <= allowed:
             raise RuntimeError(f"verify: output {i}: error {found:.3g} against float64, allowed {allowed:.3g}")
         worst = max(worst, found)

@@ -31,7 +31,7 @@ class ConvPoolMlp:
 
     def _refusal(self, pool: fx.Node, view: fx.Node, node: fx.Node) -> str | None:
         if only_user(pool) is None or only_user(view) is None:
-            return f"{pool.name} or {view.name} is used elsewhere too"
+            return "the pooled rows are used elsewhere too"
         features = value(node.args[1][0]).shape[1]  # type: ignore[index]
         width = value(pool).shape[3]
         hint = width if isinstance(width, int) else width.node.hint

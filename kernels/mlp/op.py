@@ -148,6 +148,9 @@ def activation_backward(name: str, grad: torch.Tensor, x: torch.Tensor, y: torch
             return aten.gelu_backward(grad, x)
         case "gelu_tanh":
             return aten.gelu_backward(grad, x, approximate="tanh")
+        case "silu" if torch.is_grad_enabled():  # silu_backward has no derivative of its own
+            s = torch.sigmoid(x)
+            return grad * s * (1 + x * (1 - s))
         case "silu":
             return aten.silu_backward(grad, x)
         case "tanh":

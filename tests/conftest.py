@@ -1,0 +1,36 @@
+"""Fixtures that every room's tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kernels import native
+
+_module = native.kernels()
+ISAS = _module.isas() if _module else []
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded source of random numbers."""
+    return torch.Generator().manual_seed(20)
+
+
+@pytest.fixture(params=ISAS or [pytest.param(None, marks=pytest.mark.skip("no compiled kernels"))])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this machine has, in use while the test runs."""
+    assert _module is not None
+    before = _module.isa()
+    assert _module.select_isa(request.param)
+    assert _module.isa() == request.param
+    yield request.param
+    _module.select_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> Iterator[None]:
+    """Tests may change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

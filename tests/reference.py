@@ -1,0 +1,58 @@
+"""The tests' one way to compare numbers: against float64, with eager's own error as the measure."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fastgraph.verify import error, tolerance
+
+
+def assert_close_to_reference(actual: torch.Tensor, eager: torch.Tensor, reference: torch.Tensor) -> None:
+    """At most twice eager's error against float64 plus a few ulp of the largest value; NaN and infinities in place."""
+    assert actual.dtype == eager.dtype
+    assert actual.shape == eager.shape
+    found, allowed = error(actual, reference), tolerance(eager, reference)
+    assert found <= allowed, f"error {found:.3g} against float64, allowed {allowed:.3g}"
+
+
+def double(value: Any) -> Any:
+    """Floating tensors in float64, in any structure."""
+    convert = lambda t: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t  # noqa: E731
+    return pytree.tree_map(convert, value)
+
+
+def check_op(op: Callable[..., torch.Tensor], reference: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    """Runs the op, and its reference in the tensors' own dtype and in float64; compares; returns the op's result."""
+    actual = op(*arguments)
+    assert_close_to_reference(actual, reference(*arguments), reference(*double(arguments)))
+    return actual
+
+
+def check_gradients(
+    op: Callable[..., torch.Tensor], reference: Callable[..., torch.Tensor], arguments: Sequence[Any]
+) -> None:
+    """Compares the gradients of every floating tensor among the arguments, as `check_op` does results."""
+
+    def gradients(function: Callable[..., torch.Tensor], values: Any) -> tuple[torch.Tensor, ...]:
+        values = pytree.tree_map(lambda t: t.detach().requires_grad_() if isinstance(t, torch.Tensor) else t, values)
+        tensors = [t for t in pytree.tree_leaves(values) if isinstance(t, torch.Tensor)]
+        return torch.autograd.grad(function(*values).square().sum(), tensors)
+
+    ours, eager = gradients(op, arguments), gradients(reference, arguments)
+    for actual, own, exact in zip(ours, eager, gradients(reference, double(arguments)), strict=True):
+        assert_close_to_reference(actual, own, exact)
+        assert exact.abs().max() > 0
+
+
+def random(generator: torch.Generator, shape: Sequence[int], scale: float = 1.0) -> torch.Tensor:
+    """Normally distributed fp32 tensor."""
+    return torch.randn(tuple(shape), generator=generator) * scale
+
+
+def layers(generator: torch.Generator, sizes: Sequence[int], bias: bool = True) -> tuple[list[Any], list[Any]]:
+    """Weights and biases of a chain, scaled so that values keep their size from layer to layer."""
+    weights = [random(generator, (o, i), (2 / max(i, 1)) ** 0.5) for i, o in pairwise(sizes)]
+    return weights, [random(generator, (o,)) if bias else None for o in sizes[1:]]

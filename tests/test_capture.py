@@ -1,0 +1,158 @@
+"""From a module to a graph: free sizes, conditions, and errors that name their cause."""
+
+import pytest
+import torch
+from torch import nn
+
+import fastgraph
+from fastgraph.capture import capture, check_inputs, flatten_inputs
+from fastgraph.conditions import compile_condition
+from fastgraph.models import DeepLearningModel, Net
+
+
+def operators(model: nn.Module, *inputs: torch.Tensor) -> list[str]:
+    graph = capture(model, inputs).graph
+    return [str(n.target).split(".")[1] for n in graph.nodes if n.op == "call_function"]
+
+
+def test_graphs_of_the_models() -> None:
+    assert operators(DeepLearningModel().eval(), torch.zeros(1, 784)) == [
+        "linear",
+        "relu",
+        "linear",
+        "relu",
+        "linear",
+        "softmax",
+    ]
+    net = ["conv2d", "relu", "max_pool2d", "view", "linear", "relu", "linear", "relu", "sigmoid", "relu"]
+    assert operators(Net().eval(), torch.zeros(1, 3, 720, 480)) == net
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 7])
+def test_batch_is_free_whatever_the_example(batch: int) -> None:
+    captured = capture(DeepLearningModel().eval(), (torch.zeros(batch, 784),))
+    assert captured.conditions == ["x.shape[1] == 784"]
+    for other in (0, 1, 5):
+        check_inputs(captured, [torch.zeros(other, 784)])
+        assert captured.graph_module(torch.zeros(other, 784))[0].shape == (other, 10)
+
+
+def test_height_and_width_of_net_are_free() -> None:
+    captured = capture(Net().eval(), (torch.zeros(1, 3, 720, 480),))
+    for shape in ((2, 3, 720, 480), (1, 3, 7, 480), (0, 3, 720, 480), (119, 3, 9, 9)):
+        check_inputs(captured, [torch.zeros(shape)])
+    for shape in ((1, 3, 720, 481 + 4), (1, 3, 4, 480), (1, 1, 720, 480)):
+        with pytest.raises(RuntimeError, match="inputs: the captured graph needs "):
+            check_inputs(captured, [torch.zeros(shape)])
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.large = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.large(x) + y if x.shape[0] > 4 and x.shape[1] == y.shape[1] else self.small(x)
+
+
+def test_a_branch_on_a_size_becomes_a_condition() -> None:
+    """Calling the graph of one branch with the other's sizes must not give a number."""
+    small = fastgraph.optimize(Branches().eval(), (torch.ones(2, 5, 8), torch.ones(2, 5, 8)))
+    assert small(torch.ones(4, 5, 8), torch.ones(9, 9, 9)).shape == (4, 5, 8)
+    with pytest.raises(RuntimeError, match=r"needs x.shape\[0\] <= 4, got x of shape \[5, 5, 8\]"):
+        small(torch.ones(5, 5, 8), torch.ones(5, 5, 8))
+    large = fastgraph.optimize(Branches().eval(), (torch.ones(6, 5, 8), torch.ones(6, 5, 8)))
+    with pytest.raises(RuntimeError, match=r"needs .*x.shape\[0\] >= 5"):
+        large(torch.ones(4, 5, 8), torch.ones(4, 5, 8))
+    with pytest.raises(RuntimeError, match="inputs: the captured graph needs"):
+        large(torch.ones(6, 5, 8), torch.ones(6, 4, 8))
+
+
+def test_conditions_are_arithmetic_and_nothing_else() -> None:
+    tensors = {"x": torch.ones(6, 4)}
+    assert compile_condition("Eq(Mod(x.shape[0], 3), 0) & (x.shape[1] > 2)")(tensors)
+    assert not compile_condition("(x.shape[0] // 4) >= x.shape[1]")(tensors)
+    for bad in (
+        "__import__('os')",
+        "x.data",
+        "x.shape.__class__",
+        "(lambda: 1)()",
+        "open('f')",
+        "[1]",
+        "x[0]",
+        "1 +",
+        "'a'",
+    ):
+        with pytest.raises(ValueError, match="condition: "):
+            compile_condition(bad)
+
+
+class Flexible(nn.Module):
+    def forward(
+        self, x: torch.Tensor, pair: tuple[torch.Tensor, int], *, scale: float = 1.0
+    ) -> dict[str, torch.Tensor]:
+        return {"sum": x + pair[0] * pair[1], "scaled": x * scale}
+
+
+def test_structures_of_inputs_and_outputs() -> None:
+    model, inputs = Flexible(), (torch.ones(2, 3), (torch.ones(2, 3), 4))
+    fast = fastgraph.optimize(model, inputs)
+    out = fast(torch.ones(5, 3), (torch.ones(5, 3), 4))
+    assert out["sum"].tolist() == [[5.0] * 3] * 5
+    assert out["scaled"].tolist() == [[1.0] * 3] * 5
+    with pytest.raises(RuntimeError, match="needs the value of the example, 4, got 5"):
+        fast(torch.ones(2, 3), (torch.ones(2, 3), 5))
+    with pytest.raises(
+        TypeError, match=r"inputs: needs the structure of the example inputs, \(\*, \('\*', '\*'\)\), got \(\*\)"
+    ):
+        fast(torch.ones(2, 3))
+    with pytest.raises(TypeError, match="needs a tensor, got int"):
+        fast(torch.ones(2, 3), (7, 4))
+
+
+def test_flatten_inputs_takes_keywords() -> None:
+    captured = capture(nn.Linear(2, 2), (torch.ones(1, 2),))
+    with pytest.raises(TypeError, match=r"got \(x=\*\)"):
+        flatten_inputs(captured, (), {"x": torch.ones(1, 2)})
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "error", "message"),
+    [
+        (lambda: print, (torch.ones(1),), TypeError, "model: needs a torch.nn.Module, got builtin_function_or_method"),
+        (lambda: nn.Linear(2, 2), (), ValueError, "example_inputs: needs at least one input, got an empty tuple"),
+        (lambda: nn.Linear(2, 2), torch.ones(1, 2), TypeError, "example_inputs: needs a tuple of .*, got Tensor"),
+        (
+            lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout()),
+            (torch.ones(1, 2),),
+            ValueError,
+            r"model: needs eval mode, got 1 \(Dropout\) in training mode; call model.eval\(\) first",
+        ),
+        (
+            lambda: nn.BatchNorm2d(2),
+            (torch.ones(1, 2, 3, 3),),
+            ValueError,
+            "needs eval mode, got BatchNorm2d in training",
+        ),
+        (
+            lambda: nn.Linear(2, 2),
+            (torch.ones(1, 3),),
+            RuntimeError,
+            "model: torch.export cannot capture Linear: .*a and b must have same reduction dim|cannot be multiplied",
+        ),
+    ],
+    ids=["no module", "empty", "no tuple", "dropout", "batch norm", "wrong input"],
+)
+def test_errors_name_the_argument(model, inputs, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        fastgraph.optimize(model(), inputs)
+
+
+class DataDependent(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.sum().item() > 0 else x - 1
+
+
+def test_a_module_that_cannot_be_exported_is_one_error_with_its_cause() -> None:
+    with pytest.raises(RuntimeError, match=r"model: torch.export cannot capture DataDependent: .*[Dd]ata-dependent"):
+        fastgraph.optimize(DataDependent(), (torch.ones(3),))

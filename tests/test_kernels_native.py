@@ -1,0 +1,97 @@
+"""Which kernels run: FASTGRAPH_CPU, and a machine without the compiled library."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kernels import native
+from kernels.native import CAPABILITIES, _choose
+from tests.conftest import ISAS
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+def test_best_vector_isa_is_the_default() -> None:
+    assert native.cpu_capability() in CAPABILITIES
+    assert _choose(None, ["avx512", "avx2", "scalar"]) == "avx512"
+    assert _choose("", ["avx2", "scalar"]) == "avx2"
+    assert _choose(None, ["scalar"]) == "aten"  # slower than ATen: only when asked for
+    assert _choose(None, []) == "aten"
+    assert _choose("scalar", ["avx2", "scalar"]) == "scalar"
+
+
+@pytest.mark.parametrize("name", [*ISAS, "aten"])
+def test_forced(name: str) -> None:
+    code = """
+import torch, fastgraph
+from kernels import native
+module = native.kernels()
+y = torch.ops.fastgraph.mlp.default(torch.ones(2, 3), [torch.ones(4, 3)], [None], ["relu"])
+print(fastgraph.cpu_capability(), module and module.isa(), y.sum().item())
+"""
+    done = python(code, FASTGRAPH_CPU=name)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [name, "None" if name == "aten" else name, "24.0"]
+
+
+def test_forcing_takes_effect_in_the_kernels() -> None:
+    """The scalar kernels are slower by an order of magnitude: the choice reaches the code that computes."""
+    if "avx2" not in ISAS:
+        pytest.skip("this machine has no AVX2")
+    code = """
+import time, torch, kernels
+torch.set_num_threads(1)
+a = (torch.ones(256, 512), [torch.ones(512, 512)], [None], ["none"])
+torch.ops.fastgraph.mlp.default(*a)
+times = []
+for _ in range(5):
+    start = time.perf_counter(); torch.ops.fastgraph.mlp.default(*a); times.append(time.perf_counter() - start)
+print(min(times))
+"""
+    times = {name: float(python(code, FASTGRAPH_CPU=name).stdout) for name in ("avx2", "scalar")}
+    assert times["scalar"] > 3 * times["avx2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("sse9", "is unknown"), ("AVX2", "is unknown"), ("avx512", "is not supported here")]
+)
+def test_a_capability_that_cannot_be_had_is_an_error_with_the_choices(name: str, problem: str) -> None:
+    if name in ISAS:
+        pytest.skip(f"this machine has {name}")
+    done = python("import fastgraph", FASTGRAPH_CPU=name)
+    assert done.returncode != 0
+    choices = ", ".join([*ISAS, "aten"])
+    assert done.stderr.strip().endswith(
+        f"RuntimeError: FASTGRAPH_CPU: '{name}' {problem}; choices on this machine: {choices}"
+    )
+
+
+WITHOUT_LIBRARY = "import sys; sys.modules['kernels._native'] = None\n"
+
+
+def test_without_the_compiled_library_everything_runs_through_aten_and_says_so_once() -> None:
+    code = """
+import torch, fastgraph
+model = fastgraph.models.DeepLearningModel().eval()
+x = torch.randn(3, 784)
+fast = fastgraph.optimize(model, (x,))
+with torch.no_grad():
+    assert torch.equal(fast(x), model(x))
+print(fastgraph.cpu_capability(), {row.kernel for row in fast.explain()})
+"""
+    done = python(WITHOUT_LIBRARY + code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "aten {'mlp (ATen, float32 on cpu)'}"
+    assert done.stderr.count("fastgraph: no compiled kernels, running through ATen") == 1
+
+
+def test_without_the_compiled_library_an_isa_cannot_be_forced() -> None:
+    done = python(WITHOUT_LIBRARY + "import fastgraph", FASTGRAPH_CPU="scalar")
+    assert done.returncode != 0
+    assert "'scalar' is not supported here; choices on this machine: aten" in done.stderr

@@ -1,0 +1,148 @@
+"""The thread pool as a neighbour: other threads, other processes, set_num_threads, an idle machine."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from kernels import native
+from tests.reference import layers, random
+
+mlp = torch.ops.fastgraph.mlp.default
+pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
+
+
+def in_new_process(code: str) -> str:
+    """Runs code in a Python of its own and returns what it prints."""
+    header = "import os, time, torch, kernels\nmlp = torch.ops.fastgraph.mlp.default\n"
+    setup = "w = [torch.randn(512, 784), torch.randn(300, 512)]\nx = torch.randn(200, 784)\n"
+    setup += "args = (w, [None, None], ['relu', 'none'])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", header + setup + code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_eight_python_threads_on_one_chain_and_on_several(generator: torch.Generator) -> None:
+    torch.set_num_threads(2)
+    chains = [layers(generator, [200 + i, 300, 40]) for i in range(4)]
+    inputs = [random(generator, (60, 200 + i)) for i in range(4)]
+    expected = [mlp(x, *chain, ["relu", "tanh"]) for x, chain in zip(inputs, chains, strict=True)]
+    wrong: list[int] = []
+
+    def work(thread: int) -> None:
+        for i in range(60):
+            k = 0 if thread < 4 else (thread + i) % 4
+            if not torch.equal(mlp(inputs[k], *chains[k], ["relu", "tanh"]), expected[k]):
+                wrong.append(thread)
+
+    threads = [threading.Thread(target=work, args=(t,)) for t in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert wrong == []
+
+
+def test_after_fork_in_child_and_parent() -> None:
+    out = in_new_process("""
+expected = mlp(x, *args)
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    same = all(torch.equal(mlp(x, *args), expected) for _ in range(20))
+    os.write(write, b"same" if same else b"different")
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert all(torch.equal(mlp(x, *args), expected) for _ in range(20))
+print(status, os.read(read, 20).decode())
+""")
+    assert out == "0 same"
+
+
+def test_threads_are_those_of_set_num_threads() -> None:
+    out = in_new_process("""
+def workers(threads):
+    torch.set_num_threads(threads)
+    mlp(x, *args)
+    return len(os.listdir("/proc/self/task"))
+torch.set_num_threads(1)
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+before = len(os.listdir("/proc/self/task"))
+print(*[workers(n) - before for n in (1, 2, 4, 1)])
+""")
+    assert out == "0 1 3 3"  # workers are kept, but only the first threads - 1 of them take part
+
+
+def test_one_thread_computes_on_the_caller_alone() -> None:
+    out = in_new_process("""
+torch.set_num_threads(4)
+mlp(x, *args)
+torch.set_num_threads(1)
+time.sleep(0.1)
+own, all_threads = time.thread_time(), time.process_time()
+for _ in range(300):
+    mlp(x, *args)
+own, all_threads = time.thread_time() - own, time.process_time() - all_threads
+print(own > 0.02, all_threads / own)
+""")
+    worked, share = out.split()
+    assert worked == "True"
+    assert float(share) < 1.1
+
+
+def test_idle_workers_use_no_processor_time() -> None:
+    out = in_new_process("""
+torch.set_num_threads(4)
+for _ in range(50):
+    mlp(x, *args)
+time.sleep(0.05)
+start = time.process_time()
+time.sleep(2)
+print(time.process_time() - start)
+""")
+    assert float(out) < 0.04  # two percent of two seconds
+
+
+def test_two_threads_share_the_work() -> None:
+    """The workers do compute: with two threads both use processor time."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one core")
+    out = in_new_process("""
+torch.set_num_threads(2)
+x = torch.randn(2000, 784)
+mlp(x, *args)
+own, all_threads = time.thread_time(), time.process_time()
+for _ in range(40):
+    mlp(x, *args)
+own, all_threads = time.thread_time() - own, time.process_time() - all_threads
+print(all_threads / own)
+""")
+    assert float(out) > 1.3
+
+
+def test_a_busy_neighbour_does_not_stop_a_call(generator: torch.Generator) -> None:
+    """Every core is taken by another process: calls still end, with the right bits, within a few time slices."""
+    torch.set_num_threads(2)
+    weights, biases = layers(generator, [784, 512, 256, 10])
+    x = random(generator, (16, 784))
+    expected = mlp(x, weights, biases, ["relu", "relu", "softmax"])
+    spin = "while True: pass"
+    others = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(os.cpu_count() or 1)]
+    try:
+        time.sleep(0.2)
+        times = []
+        for _ in range(200):
+            start = time.perf_counter()
+            assert torch.equal(mlp(x, weights, biases, ["relu", "relu", "softmax"]), expected)
+            times.append(time.perf_counter() - start)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert sorted(times)[len(times) // 2] < 0.05

@@ -1,0 +1,74 @@
+"""When packed weights are fresh, and when they are dropped."""
+
+import gc
+
+import pytest
+import torch
+
+from kernels.weights import Packed, Snapshot
+
+
+@pytest.fixture
+def weight() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+
+
+def in_place(weight: torch.nn.Parameter) -> None:
+    with torch.no_grad():
+        weight.mul_(2)
+
+
+def other_memory(weight: torch.nn.Parameter) -> None:
+    weight.data = weight.data.clone()
+
+
+def there_and_back(weight: torch.nn.Parameter) -> None:
+    """Another dtype and back: without a hold on the old memory the allocator may give the same address again."""
+    weight.data = weight.data.half()
+    weight.data = weight.data.float()
+
+
+@pytest.mark.parametrize("change", [in_place, other_memory, there_and_back])
+def test_a_change_is_seen(change, weight: torch.nn.Parameter) -> None:
+    for _ in range(20):
+        snapshot = Snapshot([weight])
+        assert snapshot.matches([weight])
+        change(weight)
+        assert not snapshot.matches([weight])
+
+
+def test_another_tensor_is_seen(weight: torch.nn.Parameter) -> None:
+    snapshot = Snapshot([weight])
+    assert not snapshot.matches([torch.nn.Parameter(weight.detach())])
+    assert not snapshot.matches([weight, weight])
+    assert not snapshot.matches([])
+
+
+def test_inference_tensors_never_count_as_fresh() -> None:
+    with torch.inference_mode():
+        tensor = torch.ones(3)
+    assert not Snapshot([tensor]).matches([tensor])
+
+
+def test_packing_happens_once_for_each_state(weight: torch.nn.Parameter) -> None:
+    calls = []
+    packed = Packed(lambda tensors, factor: calls.append(factor) or tensors[0].sum().item() * factor)
+    bias = torch.ones(2)
+    assert packed.get([weight, None], 2) == packed.get([weight, None], 2) == 30
+    assert packed.get([weight, bias], 3) == 45
+    assert calls == [2, 3]
+    in_place(weight)
+    assert packed.get([weight, None], 2) == 60
+    assert calls == [2, 3, 2]
+
+
+def test_entries_go_with_their_tensor_and_are_few(weight: torch.nn.Parameter) -> None:
+    packed = Packed(lambda tensors: object())
+    for _ in range(50):
+        in_place(weight)
+        packed.get([weight])
+    assert len(packed._entries[weight]) <= 4
+    for _ in range(10):
+        packed.get([torch.ones(3)])
+    gc.collect()
+    assert len(packed._entries) == 1

@@ -1,0 +1,76 @@
+"""Rule conv_pool: which convolutions fuse with their pool, and why others do not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.test_rewrite_simplify import IMAGE, Function, randomised, rewritten
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Conv2d(3, 5, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        (nn.Conv2d(3, 5, 3), nn.MaxPool2d(2), nn.ReLU()),
+        (nn.Conv2d(3, 5, 3, bias=False), nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
+        (nn.Conv2d(3, 5, (3, 1), (2, 1), (1, 0), (1, 2)), nn.ReLU(), nn.MaxPool2d((1, 2), (2, 1), ceil_mode=True)),
+        (nn.Conv2d(3, 5, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(2)),
+        (nn.Conv2d(3, 5, 2, padding="valid"), nn.ReLU(), nn.MaxPool2d(2)),
+        (nn.Conv2d(3, 5, 3, bias=False), randomised(nn.BatchNorm2d(5)), nn.ReLU(True), nn.MaxPool2d(2)),
+        (nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Dropout(), nn.MaxPool2d(2)),
+    ],
+    ids=["relu pool", "pool relu", "no bias", "all sizes", "same", "valid", "batch norm", "dropout"],
+)
+def test_fuses(layers: tuple[nn.Module, ...]) -> None:
+    names, _ = rewritten(nn.Sequential(*layers), IMAGE)
+    assert [n for n in names if n in ("conv_pool", "relu", "max_pool2d", "conv2d")] == ["conv_pool"]
+
+
+class UsedTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return F.max_pool2d(torch.relu(y), 2) + y.sum()
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.ReLU(), nn.MaxPool2d(2)), "groups=3 (the kernel takes 1)"),
+        (
+            nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.MaxPool2d(2, dilation=2)),
+            "pool dilation [2, 2] (the kernel takes 1)",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 5, 3), nn.MaxPool2d(2)),
+            "there is no ReLU between convolution and pool, or behind them",
+        ),
+        (nn.Sequential(nn.Conv2d(3, 5, 3), nn.GELU(), nn.MaxPool2d(2)), "it does not follow a convolution"),
+        (
+            nn.Sequential(nn.Conv2d(3, 5, 2, padding="same"), nn.ReLU(), nn.MaxPool2d(2)),
+            "padding='same' is not symmetric here",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 5, 1, padding=12), nn.ReLU(), nn.MaxPool2d(20, 1)),
+            "20 windows of the pool lie on one row (the kernel takes 16)",
+        ),
+        (UsedTwice(), "conv2d is used elsewhere too"),
+        (Function(lambda x: F.max_pool2d(torch.relu(x), 2)), "it does not follow a convolution"),
+    ],
+    ids=["groups", "pool dilation", "no relu", "gelu", "same", "windows", "used twice", "no conv"],
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch's, on purpose
+def test_refuses_with_a_reason(model: nn.Module, reason: str) -> None:
+    names, reasons = rewritten(model, IMAGE)
+    assert "conv_pool" not in names
+    assert reasons["conv_pool"] == reason
+
+
+def test_an_image_without_a_batch_axis_stays() -> None:
+    names, reasons = rewritten(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.MaxPool2d(2)), IMAGE[0])
+    assert "conv_pool" not in names
+    assert reasons["conv_pool"] == "the input has no batch axis"
