@@ -23,6 +23,15 @@ class SumAndProduct(nn.Module):
         return lhs + rhs, lhs * rhs
 
 
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("onnx")
@@ -58,6 +67,14 @@ def test_deep_learning_model_takes_any_batch(deep_file: Path, batch: int) -> Non
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_net_takes_any_batch(net_file: Path, batch: int) -> None:
     assert_same_numbers(net_file, informative_net(), variants(photograph(), batch))
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_an_example_of_batch_0_or_1_is_not_burnt_in(batch: int, tmp_path: Path, generator: torch.Generator) -> None:
+    """Attention chooses its way by the sizes, so an example of one row would give a file for one row."""
+    model = SelfAttention().eval()
+    export.to_onnx(model, (torch.ones(batch, 5, 8),), tmp_path / "attention.onnx")
+    assert_same_numbers(tmp_path / "attention.onnx", model, torch.randn(4, 5, 8, generator=generator))
 
 
 def test_batch_axis_and_values_are_named(deep_file: Path, net_file: Path) -> None:

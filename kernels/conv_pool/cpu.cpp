@@ -61,10 +61,8 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   s.taps = g.in_channels * g.kernel_h * g.kernel_w;
   s.phase_width = round_up(round_up(s.conv_width) + (g.kernel_w - 1) * g.dilation_w / g.stride_w);
   s.open_rows = ceil_div(g.pool_kernel_h, g.pool_stride_h);
-  s.pool_phase_width = g.pool_stride_w == 2 ? round_up(round_up(s.out_width) + g.pool_kernel_w / 2) : 0;
-  s.ring_width = kRingMargin + kLanes +
-                 round_up(std::max({round_up(s.conv_width), s.conv_width + g.pool_kernel_w,
-                                    round_up(s.out_width) + g.pool_kernel_w, 2 * s.pool_phase_width}));
+  const int64_t vector_reads = std::min<int64_t>(g.pool_stride_w, 2) * round_up(s.out_width) + g.pool_kernel_w;
+  s.ring_width = kRingMargin + round_up(std::max({round_up(s.conv_width), s.conv_width + g.pool_kernel_w, vector_reads}));
 
   // Strips: as equal as possible, and a multiple of the threads in number.
   const auto window_floats = [&](int64_t rows) {
@@ -75,7 +73,7 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   while (rows > 1 && window_floats(rows) > kWindowFloats) rows = (rows + 1) / 2;
   const int64_t strips = ceil_div(batch * ceil_div(s.out_height, rows), threads) * threads;
   s.strip_rows = std::max<int64_t>(1, std::min(rows, ceil_div(s.out_height, std::max<int64_t>(1, strips / std::max<int64_t>(1, batch)))));
-  s.scratch_floats = s.open_rows * g.out_channels * s.ring_width + 2 * s.pool_phase_width + window_floats(s.strip_rows) + kLanes;
+  s.scratch_floats = s.open_rows * g.out_channels * s.ring_width + window_floats(s.strip_rows) + kLanes;
   return s;
 }
 

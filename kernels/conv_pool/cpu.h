@@ -30,7 +30,6 @@ struct ConvPoolShape {
   int64_t strip_rows;               // pooled rows that one chunk computes
   int64_t window_rows;              // image rows behind them, padding included
   int64_t open_rows;                // pooled rows that one convolution row can belong to
-  int64_t pool_phase_width;         // floats in the even (or odd) columns of such a row, for a pool of stride 2
   int64_t ring_width;               // floats in one row of vertical maxima, margins included
   int64_t scratch_floats;           // for one strip
 };

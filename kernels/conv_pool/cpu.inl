@@ -56,12 +56,20 @@ void conv_row(const ConvPoolShape& s, const float* weight, const float* bias, co
       const int64_t column = vector * kLanes;
       for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t channel) {
         constexpr int R = decltype(tile_rows)::value;
+        const float* row_weight = weight + channel * s.taps;
+        const Taps taps{window + column, offsets};
         F16 total[R][V];
+        tile(row_weight, s.taps, 0, smaller(kSumBlock, s.taps), taps, total);
         for (int i = 0; i < R; i++)
-          for (int v = 0; v < V; v++) total[i][v] = broadcast(0.0f);
-        tile(weight + channel * s.taps, s.taps, s.taps, Taps{window + column, offsets}, total);
+          for (int v = 0; v < V; v++) total[i][v] = add(broadcast(bias[channel + i]), total[i][v]);
+        for (int64_t begin = kSumBlock; begin < s.taps; begin += kSumBlock) {
+          F16 sum[R][V];
+          tile(row_weight, s.taps, begin, smaller(begin + kSumBlock, s.taps), taps, sum);
+          for (int i = 0; i < R; i++)
+            for (int v = 0; v < V; v++) total[i][v] = add(total[i][v], sum[i][v]);
+        }
         for (int i = 0; i < R; i++)
-          for (int v = 0; v < V; v++) total[i][v] = absolute(relu(add(total[i][v], broadcast(bias[channel + i]))));
+          for (int v = 0; v < V; v++) total[i][v] = absolute(relu(total[i][v]));
         for (int t = 0; t < count; t++) {
           float* row = targets[t].rows + channel * s.ring_width + column;
           for (int i = 0; i < R; i++)
@@ -75,27 +83,29 @@ void conv_row(const ConvPoolShape& s, const float* weight, const float* bias, co
   });
 }
 
+// max over t < kernel of row[t], for sixteen neighbouring windows.
+FASTGRAPH_INLINE F16 sliding(const float* row, int64_t kernel) {
+  F16 best = load(row);
+  for (int64_t t = 1; t < kernel; t++) best = bits_max(best, load(row + t));
+  return best;
+}
+
 // Maximum over each window of one row of vertical maxima: out[j] = max over t < kernel of row[j * stride + t].
-void pool_row(const float* row, int64_t kernel, int64_t stride, int64_t width, float* out, float* phases, int64_t phase_width) {
-  if (stride == 2)
-    for (int64_t j = 0; j < phase_width; j += kLanes) {
-      F16 even, odd;
-      deinterleave(load(row + 2 * j), load(row + 2 * j + kLanes), &even, &odd);
-      store(phases + j, even);
-      store(phases + phase_width + j, odd);
-    }
+FASTGRAPH_INLINE void pool_row_of(const float* row, int64_t kernel, int64_t stride, int64_t width, float* out) {
   for (int64_t j = 0; j < width; j += kLanes) {
-    F16 best = broadcast(0.0f);
-    for (int64_t t = 0; t < kernel; t++) {
-      F16 x;
-      if (stride == 1) x = load(row + j + t);
-      else if (stride == 2) x = load(phases + (t % 2) * phase_width + j + t / 2);
-      else {
-        float lane[kLanes];
-        for (int i = 0; i < kLanes; i++) lane[i] = j + i < width ? row[(j + i) * stride + t] : 0.0f;
-        x = load(lane);
-      }
-      best = bits_max(best, x);
+    F16 best, odd;
+    if (stride == 1) {
+      best = sliding(row + j, kernel);
+    } else if (stride == 2) {
+      deinterleave(sliding(row + 2 * j, kernel), sliding(row + 2 * j + kLanes, kernel), &best, &odd);
+    } else {
+      float lane[kLanes] = {};
+      for (int64_t i = 0; i < smaller(kLanes, width - j); i++)
+        for (int64_t t = 0; t < kernel; t++) {
+          const float x = row[(j + i) * stride + t];
+          lane[i] = x > lane[i] || x != x ? x : lane[i];
+        }
+      best = load(lane);
     }
     if (j + kLanes <= width) {
       store(out + j, best);
@@ -107,13 +117,18 @@ void pool_row(const float* row, int64_t kernel, int64_t stride, int64_t width, f
   }
 }
 
+void pool_row(const float* row, int64_t kernel, int64_t stride, int64_t width, float* out) {
+  if (stride == 2 && kernel == 3) return pool_row_of(row, 3, 2, width, out);
+  if (stride == 2 && kernel == 2) return pool_row_of(row, 2, 2, width, out);
+  pool_row_of(row, kernel, stride, width, out);
+}
+
 void conv_pool_strip(const ConvPoolShape& s, const float* weight, const float* bias, const int64_t* offsets, const float* image,
                      int64_t first, int64_t count, float* out, int64_t out_channel, int64_t out_row, float* scratch) {
   const ConvPoolGeometry& g = s.g;
   const int64_t ring_rows = g.out_channels * s.ring_width;
   float* ring = scratch;
-  float* phases = ring + s.open_rows * ring_rows;
-  float* window = phases + 2 * s.pool_phase_width;
+  float* window = ring + s.open_rows * ring_rows;
 
   memset(ring, 0, size_t(s.open_rows * ring_rows) * sizeof(float));
   const int64_t strip_begin = first * g.pool_stride_h - g.pool_padding_h;
@@ -139,7 +154,7 @@ void conv_pool_strip(const ConvPoolShape& s, const float* weight, const float* b
         // What the last vector computed beyond the row is not part of any window.
         memset(row + s.conv_width, 0, size_t((s.conv_width + kLanes - 1) / kLanes * kLanes - s.conv_width) * sizeof(float));
         pool_row(row - g.pool_padding_w, g.pool_kernel_w, g.pool_stride_w, s.out_width,
-                 out + o * out_channel + (open - first) * out_row, phases, s.pool_phase_width);
+                 out + o * out_channel + (open - first) * out_row);
       }
     }
   }

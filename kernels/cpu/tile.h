@@ -1,6 +1,6 @@
 // The one inner loop of the project: a register tile of R rows x V vectors,
 //
-//     total[i][v] += sum over k of  a[i, k] * b[k, v]        b[k, v] is sixteen floats
+//     sum[i][v] = sum over k of  a[i, k] * b[k, v]        b[k, v] is sixteen floats
 //
 // used by `mlp` (rows are samples, b is the packed weight) and by `conv_pool` (rows are
 // output channels, b is a shifted view of the image).
@@ -32,30 +32,23 @@ constexpr int kTileRows = 4;
 constexpr int kTileVectors[kTileRows + 1] = {0, 2, 1, 1, 1};
 #endif
 
+// The sum of one block, k in [begin, end) and at most kSumBlock long: sum[i][v] = a[i, k] * b[k, v] summed over k.
 template <int R, int V, class Source>
-FASTGRAPH_INLINE void tile(const float* a, int64_t lda, int64_t K, const Source& b, F16 (&total)[R][V]) {
-  for (int64_t begin = 0; begin < K; begin += kSumBlock) {
-    const int64_t end = smaller(begin + kSumBlock, K);
-    F16 sum[R][V];
+FASTGRAPH_INLINE void tile(const float* a, int64_t lda, int64_t begin, int64_t end, const Source& b, F16 (&sum)[R][V]) {
 #pragma GCC unroll 8
-    for (int i = 0; i < R; i++)
+  for (int i = 0; i < R; i++)
 #pragma GCC unroll 12
-      for (int v = 0; v < V; v++) sum[i][v] = broadcast(0.0f);
-    for (int64_t k = begin; k < end; k++) {
-      F16 right[V];
+    for (int v = 0; v < V; v++) sum[i][v] = broadcast(0.0f);
+  for (int64_t k = begin; k < end; k++) {
+    F16 right[V];
 #pragma GCC unroll 12
-      for (int v = 0; v < V; v++) right[v] = b.at(k, v);
+    for (int v = 0; v < V; v++) right[v] = b.at(k, v);
 #pragma GCC unroll 8
-      for (int i = 0; i < R; i++) {
-        const F16 left = broadcast(a[i * lda + k]);
+    for (int i = 0; i < R; i++) {
+      const F16 left = broadcast(a[i * lda + k]);
 #pragma GCC unroll 12
-        for (int v = 0; v < V; v++) sum[i][v] = fma(left, right[v], sum[i][v]);
-      }
+      for (int v = 0; v < V; v++) sum[i][v] = fma(left, right[v], sum[i][v]);
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < R; i++)
-#pragma GCC unroll 12
-      for (int v = 0; v < V; v++) total[i][v] = add(total[i][v], sum[i][v]);
   }
 }
 

@@ -19,20 +19,28 @@ void mlp_layer(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows,
   const RowTiles tiles = cut_rows(rows);
   with_largest(tiles, [&](auto largest) {
     constexpr int L = decltype(largest)::value;
-    // Panels outside, rows inside: a group of panels is read from memory once and stays in the cache.
+    // Panels outside, then blocks of k, rows inside: a block of a panel is read from memory once and stays in L1 for
+    // all rows (AVX2, 2 cores: 1024 rows of 784 -> 512 at 82 % of the ceiling with rows outside the blocks, 91 % so).
     for_vectors<kTileVectors[L]>(first, last, [&](auto vectors, int64_t panel) {
       constexpr int V = decltype(vectors)::value;
       const Panels weight{layer.panels + panel * K * kLanes, K * kLanes};
-      for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t row) {
-        constexpr int R = decltype(tile_rows)::value;
-        F16 total[R][V];
-        for (int i = 0; i < R; i++)
-          for (int v = 0; v < V; v++) total[i][v] = load(layer.bias + (panel + v) * kLanes);
-        tile(a + row * lda, lda, K, weight, total);
-        for (int i = 0; i < R; i++)
-          for (int v = 0; v < V; v++)
-            store(out + (row + i) * ldo + (panel + v) * kLanes, relu_first ? relu(total[i][v]) : total[i][v]);
-      });
+      int64_t begin = 0;
+      do {  // once for K = 0 too
+        const int64_t end = smaller(begin + kSumBlock, K);
+        const bool activate_now = relu_first && end == K;
+        for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t row) {
+          constexpr int R = decltype(tile_rows)::value;
+          F16 sum[R][V];
+          tile(a + row * lda, lda, begin, end, weight, sum);
+          for (int i = 0; i < R; i++)
+            for (int v = 0; v < V; v++) {
+              float* to = out + (row + i) * ldo + (panel + v) * kLanes;
+              const F16 total = add(load(begin == 0 ? layer.bias + (panel + v) * kLanes : to), sum[i][v]);
+              store(to, activate_now ? relu(total) : total);
+            }
+        });
+        begin = end;
+      } while (begin < K);
     });
   });
   for (int i = relu_first; i < layer.activation_count; i++)
