@@ -7,13 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.cases import Case
+from fastgraph.verify import error, tolerance
 
-ULPS = 4
 VALUES_AT_ONCE = 2**20  # of input, in the float64 reference: one photograph, or 1,337 digits
 
 
@@ -29,30 +28,24 @@ class Reference:
 def reference(model: nn.Module, x: Tensor) -> Reference:
     """Runs ``model`` eagerly on ``x`` in float64, and as it is to see eager's own error.
 
-    The tolerance is twice eager's largest error and 4 float32 ulp of the largest magnitude in the reference.
+    The tolerance is the package's own, ``fastgraph.verify.tolerance``.
     """
     exact_model = copy.deepcopy(model).double()
     rows = max(1, VALUES_AT_ONCE // x[:1].numel())
     exact = torch.cat([exact_model(part.double()) for part in x.split(rows)])  # in parts: Net's feature maps are large
-    eager_error = max_error(model(x), exact)
-    ulp = float(np.spacing(np.float32(exact.abs().max().item())))
-    return Reference(exact, eager_error, 2 * eager_error + ULPS * ulp)
-
-
-def max_error(output: Tensor, exact: Tensor) -> float:
-    """Largest absolute difference between ``output`` and ``exact`` (same shape), in float64; NaN if there is one."""
-    return (output.double() - exact).abs().max().item()
+    output = model(x)
+    return Reference(exact, error(output, exact), tolerance(output, exact))
 
 
 def complaint(output: Tensor, truth: Reference) -> str | None:
     """What is wrong with ``output``, or None when it is right."""
     if output.dtype != torch.float32 or output.shape != truth.output.shape:
         return f"gives {output.dtype} {list(output.shape)}, where torch.float32 {list(truth.output.shape)} is needed"
-    error = max_error(output, truth.output)
-    if not math.isfinite(error):
+    found = error(output, truth.output)
+    if not math.isfinite(found):
         return "gives NaN or infinity where the reference is finite"
-    if error > truth.tolerance:
-        return f"its error {error:.1e} is over the tolerance {truth.tolerance:.1e}"
+    if found > truth.tolerance:
+        return f"its error {found:.1e} is over the tolerance {truth.tolerance:.1e}"
     return None
 
 

@@ -54,13 +54,13 @@ def main(argv: Sequence[str] | None = None, runners: Sequence[Runner] = RUNNERS)
     plan = QUICK if arguments.quick else DEFAULT
     console = Console(record=True, width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
     for line in machine_lines(about):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     with contextlib.nullcontext() if arguments.quick else _nothing_compiled():
         reports = [_run_and_show(case, runners, plan, console) for case in chosen]
     command = shlex.join(["python", "-m", "bench", *(sys.argv[1:] if argv is None else argv)])
-    (arguments.out / "report.json").write_text(as_json(reports, about, plan, command))
-    (arguments.out / "report.txt").write_text(console.export_text())
-    console.print(f"report: {arguments.out / 'report.json'}, report.txt; again: {command}")
+    (arguments.out / "report.json").write_text(as_json(reports, about, plan, command), encoding="utf-8")
+    (arguments.out / "report.txt").write_text(console.export_text(), encoding="utf-8")
+    console.print(f"report: {arguments.out / 'report.json'}, report.txt; again: {command}", soft_wrap=True)
     ours = [row for report in reports for row in report.rows if row.backend == OURS.name]
     return 1 if any(row.status != "ok" for row in ours) else 0
 

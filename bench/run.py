@@ -6,17 +6,19 @@ A backend that fails or is wrong is listed with its reason and gets no speed.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from textwrap import shorten
 
 import torch
+from torch import Tensor
 
 from bench.cases import Case
-from bench.check import Reference, accuracy, complaint, max_error, reference
+from bench.check import Reference, accuracy, complaint, reference
 from bench.measure import Plan, Timing, WarmUp, interleave, summarize, warm_up
 from bench.runners import BASELINE, Prepared, Runner
+from fastgraph.verify import error
 
 
 @dataclass(frozen=True)
@@ -81,24 +83,26 @@ def prepare_and_check(runner: Runner, case: Case, truth: Reference) -> tuple[Row
             row = replace(row, first_call_s=time.perf_counter() - start)
             reason = complaint(output, truth)
             if output.shape == truth.output.shape:
-                row = replace(row, max_error=max_error(output, truth.output))
+                row = replace(row, max_error=error(output, truth.output))
             if reason is not None:
                 return replace(row, status="wrong", reason=reason), None
             return replace(row, status="ok", accuracy=accuracy(prepared.call, case)), prepared
-    except Exception as error:  # whatever a peer raises, the report goes on and says so
-        return replace(row, status="failed", reason=_one_line(error)), None
+    except Exception as raised:  # whatever a peer raises, the report goes on and says so
+        return replace(row, status="failed", reason=_one_line(raised)), None
 
 
 def timed(case: Case, rows: dict[str, Row], ready: dict[str, Prepared], plan: Plan) -> dict[str, Row]:
-    """The rows of the backends that are ``ready``, with their timing."""
+    """The rows of the backends that are ``ready``, with their timing; one that raises by now has none."""
     if not ready:
         return {}
-    calls = {name: partial(prepared.call, case.x) for name, prepared in ready.items()}
+    failures: dict[str, Exception] = {}
+    calls = {name: partial(_guarded, name, prepared.call, case.x, failures) for name, prepared in ready.items()}
     warm: dict[str, WarmUp] = {name: warm_up(call, plan) for name, call in calls.items()}
     samples = interleave(calls, {name: one.call_s for name, one in warm.items()}, plan)
-    timings = {name: summarize(one) for name, one in samples.items()}
+    timings = {name: summarize(one) for name, one in samples.items() if name not in failures}
     baseline = timings.get(BASELINE.name)
-    return {
+    failed = {name: replace(rows[name], status="failed", reason=_one_line(one)) for name, one in failures.items()}
+    return failed | {
         name: replace(
             rows[name],
             warmed_up=warm[name].stable,
@@ -108,6 +112,15 @@ def timed(case: Case, rows: dict[str, Row], ready: dict[str, Prepared], plan: Pl
         )
         for name, timing in timings.items()
     }
+
+
+def _guarded(name: str, call: Callable[[Tensor], Tensor], x: Tensor, failures: dict[str, Exception]) -> None:
+    """Calls, until the call raises for the first time: then the reason is kept and nothing happens any more."""
+    if name not in failures:
+        try:
+            call(x)
+        except Exception as raised:
+            failures[name] = raised
 
 
 def _one_line(error: Exception) -> str:

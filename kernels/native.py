@@ -56,6 +56,13 @@ def kernels() -> ModuleType | None:
     return _native if _capability != "aten" else None
 
 
+def empty(*size: int) -> torch.Tensor:
+    """An uninitialised fp32 tensor on the CPU."""
+    if torch.get_default_dtype() is torch.float32:
+        return torch.empty(*size)  # 1.1 us, against 2.4 us with the dtype named
+    return torch.empty(size, dtype=torch.float32)
+
+
 def takes(*tensors: torch.Tensor | None) -> bool:
     """Whether the compiled kernels can be used for these tensors: all fp32 on the CPU."""
     return _capability != "aten" and all(t is None or (t.is_cpu and t.dtype is torch.float32) for t in tensors)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from kernels import native
+
 _KEEP = 4  # packings kept for one first weight: the same layer may begin more than one chain
 
 
@@ -19,18 +21,22 @@ class Snapshot:
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        # An inference tensor has no version: None equals no version, so it never counts as fresh.
-        self._seen = [(id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+        # An inference tensor has no version, so that it can never count as unchanged.
+        self._versioned = not any(t.is_inference() for t in tensors)
+        self._seen = [(id(t), t.data_ptr(), t._version) for t in tensors] if self._versioned else []
         self._aliases = [t.detach() for t in tensors]
 
-    def matches(self, tensors: Sequence[torch.Tensor]) -> bool:
+    def matches(self, tensors: list[torch.Tensor]) -> bool:
         """Whether `tensors` are the same objects, with the same memory, unchanged."""
-        if len(tensors) != len(self._seen):
-            return False
-        for tensor, (identity, address, version) in zip(tensors, self._seen, strict=True):
-            if id(tensor) != identity or version is None or tensor._version != version or tensor.data_ptr() != address:
-                return False
-        return True
+        return self._versioned and _unchanged(tensors, self._seen)
+
+
+def _unchanged_in_python(tensors: list[torch.Tensor], seen: list[tuple[int, int, int]]) -> bool:
+    return [(id(t), t.data_ptr(), t._version) for t in tensors] == seen
+
+
+_module = native.kernels()
+_unchanged = _unchanged_in_python if _module is None else _module.unchanged
 
 
 class Packed:

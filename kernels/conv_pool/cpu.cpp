@@ -73,21 +73,30 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   while (rows > 1 && window_floats(rows) > kWindowFloats) rows = (rows + 1) / 2;
   const int64_t strips = ceil_div(batch * ceil_div(s.out_height, rows), threads) * threads;
   s.strip_rows = std::max<int64_t>(1, std::min(rows, ceil_div(s.out_height, std::max<int64_t>(1, strips / std::max<int64_t>(1, batch)))));
-  s.scratch_floats = s.open_rows * g.out_channels * s.ring_width + window_floats(s.strip_rows) + kLanes;
+  s.scratch_floats = s.open_rows * kMaxTileRows * s.ring_width + window_floats(s.strip_rows) + kLanes;
   return s;
 }
 
+// The offsets in the padded copy, then those in the image itself.
 std::vector<int64_t> ConvPool::offsets(const ConvPoolShape& s) const {
   const ConvPoolGeometry& g = geometry_;
-  std::vector<int64_t> offsets;
-  offsets.reserve(size_t(s.taps));
+  std::vector<int64_t> offsets(size_t(2 * s.taps));
+  int64_t k = 0;
   for (int64_t c = 0; c < g.in_channels; c++)
     for (int64_t y = 0; y < g.kernel_h; y++)
-      for (int64_t x = 0; x < g.kernel_w; x++) {
-        const int64_t column = x * g.dilation_w, row = c * s.window_rows + y * g.dilation_h;
-        offsets.push_back((row * g.stride_w + column % g.stride_w) * s.phase_width + column / g.stride_w);
+      for (int64_t x = 0; x < g.kernel_w; x++, k++) {
+        const int64_t column = x * g.dilation_w, row = y * g.dilation_h;
+        offsets[size_t(k)] = 4 * (((c * s.window_rows + row) * g.stride_w + column % g.stride_w) * s.phase_width + column / g.stride_w);
+        offsets[size_t(s.taps + k)] = 4 * ((c * s.height + row) * s.width + column);
       }
   return offsets;
+}
+
+void ConvPool::run_strip(const ConvPoolShape& s, const std::vector<int64_t>& offsets, const float* x, int64_t batch, int64_t image,
+                         int64_t first, int64_t count, float* out, int64_t out_channel, float* scratch) const {
+  const int64_t image_floats = geometry_.in_channels * s.height * s.width;
+  isa().conv_pool.strip(s, weight_.data(), bias_.data(), offsets.data(), offsets.data() + s.taps, x + image * image_floats,
+                        (batch - image) * image_floats, first, count, out, out_channel, s.out_width, scratch);
 }
 
 double ConvPool::work_ns(const ConvPoolShape& s, int64_t batch) const {
@@ -98,13 +107,12 @@ void ConvPool::run(const float* x, int64_t batch, int64_t height, int64_t width,
   const ConvPoolShape s = shape(height, width, batch, threads);
   const std::vector<int64_t> tap_offsets = offsets(s);
   const int64_t strips = ceil_div(s.out_height, s.strip_rows);
-  const int64_t image_floats = geometry_.in_channels * height * width, out_floats = s.out_height * s.out_width;
+  const int64_t out_floats = s.out_height * s.out_width;
   Lease lease(threads, work_ns(s, batch));
   lease.run(batch * strips, [&](int64_t chunk) {
     const int64_t n = chunk / strips, first = chunk % strips * s.strip_rows, count = std::min(s.strip_rows, s.out_height - first);
     float* out = y + n * geometry_.out_channels * out_floats + first * s.out_width;
-    isa().conv_pool.strip(s, weight_.data(), bias_.data(), tap_offsets.data(), x + n * image_floats, first, count, out, out_floats,
-                          s.out_width, thread_arena(s.scratch_floats));
+    run_strip(s, tap_offsets, x, batch, n, first, count, out, out_floats, thread_arena(s.scratch_floats));
   });
 }
 
@@ -112,7 +120,7 @@ void ConvPool::run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t he
   const ConvPoolShape s = shape(height, width, batch, threads);
   const std::vector<int64_t> tap_offsets = offsets(s);
   const int64_t strips = ceil_div(s.out_height, s.strip_rows), channels = geometry_.out_channels;
-  const int64_t image_floats = geometry_.in_channels * height * width, features = mlp.out_features();
+  const int64_t features = mlp.out_features();
   const int64_t strip_rows = channels * s.strip_rows;
   const double rows = double(batch * channels * s.out_height);
   Lease lease(threads, work_ns(s, batch) + rows * double(mlp.multiply_adds()) / 16);
@@ -123,8 +131,7 @@ void ConvPool::run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t he
     float* pooled = scratch + round_up(s.scratch_floats);  // [channels][count][out_width]
     float* result = pooled + round_up(strip_rows * s.out_width);
     float* mlp_scratch = result + round_up(strip_rows * features);
-    isa().conv_pool.strip(s, weight_.data(), bias_.data(), tap_offsets.data(), x + n * image_floats, first, count, pooled,
-                          count * s.out_width, s.out_width, scratch);
+    run_strip(s, tap_offsets, x, batch, n, first, count, pooled, count * s.out_width, scratch);
     for (int64_t row = 0; row < channels * count; row += kMlpRows)
       mlp.run_block(pooled + row * s.out_width, s.out_width, std::min(kMlpRows, channels * count - row), result + row * features, mlp_scratch);
     for (int64_t o = 0; o < channels; o++)

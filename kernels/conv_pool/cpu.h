@@ -40,11 +40,16 @@ constexpr int64_t kRingMargin = 16;
 // Largest open_rows, pool_padding_w at most kRingMargin: op.py refuses what exceeds them.
 constexpr int64_t kMaxOpenRows = 16;
 
+// Most output channels that a kernel takes at once, on any ISA.
+constexpr int64_t kMaxTileRows = 8;
+
 struct ConvPoolKernels {
   // Pooled rows [first, first + count) of one image [C, H, W] to out[o * out_channel + (row - first) * out_row].
-  // offsets[k] leads from a window position to tap k; scratch holds shape.scratch_floats floats.
+  // offsets[k] leads from a position in the padded copy of the image to tap k, direct_offsets[k] from one in the image
+  // itself, of which `readable` floats may be read. scratch holds shape.scratch_floats floats.
   void (*strip)(const ConvPoolShape& shape, const float* weight, const float* bias, const int64_t* offsets,
-                const float* image, int64_t first, int64_t count, float* out, int64_t out_channel, int64_t out_row, float* scratch);
+                const int64_t* direct_offsets, const float* image, int64_t readable, int64_t first, int64_t count, float* out,
+                int64_t out_channel, int64_t out_row, float* scratch);
 };
 
 class Lease;
@@ -67,6 +72,8 @@ class ConvPool {
   int64_t packed_bytes() const { return int64_t((weight_.size() + bias_.size()) * sizeof(float)); }
 
  private:
+  void run_strip(const ConvPoolShape& shape, const std::vector<int64_t>& offsets, const float* x, int64_t batch, int64_t image,
+                 int64_t first, int64_t count, float* out, int64_t out_channel, float* scratch) const;
   std::vector<int64_t> offsets(const ConvPoolShape& shape) const;
   double work_ns(const ConvPoolShape& shape, int64_t batch) const;
 

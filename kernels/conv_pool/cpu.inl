@@ -33,53 +33,47 @@ void fill_window(const ConvPoolShape& s, const float* image, int64_t first_row, 
 struct Taps {
   const float* window;
   const int64_t* offsets;
-  FASTGRAPH_INLINE_MEMBER F16 at(int64_t k, int v) const { return load(window + offsets[k] + v * kLanes); }
+  FASTGRAPH_INLINE_MEMBER const float* at(int64_t k, int v) const {
+    return reinterpret_cast<const float*>(reinterpret_cast<const char*>(window) + offsets[k]) + v * kLanes;
+  }
 };
 
 // One row of vertical maxima that the current convolution row belongs to.
 struct Target {
-  float* rows;  // [O][ring_width], at column 0
+  float* rows;  // [R][ring_width], at column 0
   bool fresh;   // nothing there yet: store instead of taking the maximum
 };
 
-// relu(bias + convolution) of one row, all channels, into the maxima of `count` pooled rows.
+// relu(bias + convolution) of one row, R channels, into the maxima of `count` pooled rows.
 // After ReLU and with the sign bit cleared (it may stand on a zero or a NaN), the order of the bit patterns is the order
 // of the numbers and NaN is the largest: from here on one integer maximum is torch's max, NaN included.
-void conv_row(const ConvPoolShape& s, const float* weight, const float* bias, const int64_t* offsets, const float* window,
-              const Target* targets, int count) {
-  const RowTiles tiles = cut_rows(s.g.out_channels);
+template <int R>
+FASTGRAPH_INLINE void conv_row(const ConvPoolShape& s, const float* weight, const float* bias, const Taps& row, const Target* targets, int count) {
   const int64_t vectors = (s.conv_width + kLanes - 1) / kLanes;
-  with_largest(tiles, [&](auto largest) {
-    constexpr int L = decltype(largest)::value;
-    for_vectors<kTileVectors[L]>(0, vectors, [&](auto step, int64_t vector) {
-      constexpr int V = decltype(step)::value;
-      const int64_t column = vector * kLanes;
-      for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t channel) {
-        constexpr int R = decltype(tile_rows)::value;
-        const float* row_weight = weight + channel * s.taps;
-        const Taps taps{window + column, offsets};
-        F16 total[R][V];
-        tile(row_weight, s.taps, 0, smaller(kSumBlock, s.taps), taps, total);
-        for (int i = 0; i < R; i++)
-          for (int v = 0; v < V; v++) total[i][v] = add(broadcast(bias[channel + i]), total[i][v]);
-        for (int64_t begin = kSumBlock; begin < s.taps; begin += kSumBlock) {
-          F16 sum[R][V];
-          tile(row_weight, s.taps, begin, smaller(begin + kSumBlock, s.taps), taps, sum);
-          for (int i = 0; i < R; i++)
-            for (int v = 0; v < V; v++) total[i][v] = add(total[i][v], sum[i][v]);
+  for_vectors<kTileVectors[R]>(0, vectors, [&](auto step, int64_t vector) {
+    constexpr int V = decltype(step)::value;
+    const int64_t column = vector * kLanes;
+    const Taps taps{row.window + column, row.offsets};
+    F16 total[R][V];
+    tile(weight, s.taps, 0, smaller(kSumBlock, s.taps), taps, total);
+    for (int i = 0; i < R; i++)
+      for (int v = 0; v < V; v++) total[i][v] = add(broadcast(bias[i]), total[i][v]);
+    for (int64_t begin = kSumBlock; begin < s.taps; begin += kSumBlock) {
+      F16 sum[R][V];
+      tile(weight, s.taps, begin, smaller(begin + kSumBlock, s.taps), taps, sum);
+      for (int i = 0; i < R; i++)
+        for (int v = 0; v < V; v++) total[i][v] = add(total[i][v], sum[i][v]);
+    }
+    for (int i = 0; i < R; i++)
+      for (int v = 0; v < V; v++) total[i][v] = absolute(relu(total[i][v]));
+    for (int t = 0; t < count; t++) {
+      float* to = targets[t].rows + column;
+      for (int i = 0; i < R; i++)
+        for (int v = 0; v < V; v++) {
+          float* at = to + i * s.ring_width + v * kLanes;
+          store(at, targets[t].fresh ? total[i][v] : bits_max(total[i][v], load(at)));
         }
-        for (int i = 0; i < R; i++)
-          for (int v = 0; v < V; v++) total[i][v] = absolute(relu(total[i][v]));
-        for (int t = 0; t < count; t++) {
-          float* row = targets[t].rows + channel * s.ring_width + column;
-          for (int i = 0; i < R; i++)
-            for (int v = 0; v < V; v++) {
-              float* to = row + i * s.ring_width + v * kLanes;
-              store(to, targets[t].fresh ? total[i][v] : bits_max(total[i][v], load(to)));
-            }
-        }
-      });
-    });
+    }
   });
 }
 
@@ -123,41 +117,55 @@ void pool_row(const float* row, int64_t kernel, int64_t stride, int64_t width, f
   pool_row_of(row, kernel, stride, width, out);
 }
 
-void conv_pool_strip(const ConvPoolShape& s, const float* weight, const float* bias, const int64_t* offsets, const float* image,
-                     int64_t first, int64_t count, float* out, int64_t out_channel, int64_t out_row, float* scratch) {
+// Rows [first, first + count) of R channels. `window` is at convolution row `begin`, `row_floats` from one to the next.
+template <int R>
+FASTGRAPH_INLINE void strip_of(const ConvPoolShape& s, const float* weight, const float* bias, const Taps& window, int64_t row_floats,
+                               int64_t begin, int64_t first, int64_t count, float* out, int64_t out_channel, int64_t out_row, float* ring) {
   const ConvPoolGeometry& g = s.g;
-  const int64_t ring_rows = g.out_channels * s.ring_width;
-  float* ring = scratch;
-  float* window = ring + s.open_rows * ring_rows;
-
-  memset(ring, 0, size_t(s.open_rows * ring_rows) * sizeof(float));
-  const int64_t strip_begin = first * g.pool_stride_h - g.pool_padding_h;
-  fill_window(s, image, strip_begin * g.stride_h - g.padding_h, window);
-
   const int64_t last = first + count - 1;
-  const int64_t strip_end = smaller(last * g.pool_stride_h - g.pool_padding_h + g.pool_kernel_h, s.conv_height);
+  const int64_t end = smaller(last * g.pool_stride_h - g.pool_padding_h + g.pool_kernel_h, s.conv_height);
+  const auto ring_rows = [&](int64_t p) { return ring + (p % s.open_rows) * R * s.ring_width + kRingMargin; };
+  memset(ring, 0, size_t(s.open_rows * R * s.ring_width) * sizeof(float));
   Target targets[kMaxOpenRows];
   int64_t open = first;  // first pooled row that is not finished
-  for (int64_t r = strip_begin < 0 ? 0 : strip_begin; r < strip_end; r++) {
+  for (int64_t r = begin < 0 ? 0 : begin; r < end; r++) {
     int target_count = 0;
     for (int64_t p = open; p <= last && p * g.pool_stride_h - g.pool_padding_h <= r; p++) {
-      const int64_t begin = p * g.pool_stride_h - g.pool_padding_h;
-      if (r >= begin + g.pool_kernel_h) continue;
-      targets[target_count++] = {ring + (p % s.open_rows) * ring_rows + kRingMargin, r == (begin < 0 ? 0 : begin)};
+      const int64_t top = p * g.pool_stride_h - g.pool_padding_h;
+      if (r < top + g.pool_kernel_h) targets[target_count++] = {ring_rows(p), r == (top < 0 ? 0 : top)};
     }
-    if (target_count > 0)
-      conv_row(s, weight, bias, offsets, window + (r - strip_begin) * g.stride_h * g.stride_w * s.phase_width, targets, target_count);
-    for (; open <= last && r + 1 >= smaller(open * g.pool_stride_h - g.pool_padding_h + g.pool_kernel_h, s.conv_height); open++) {
-      float* rows = ring + (open % s.open_rows) * ring_rows;
-      for (int64_t o = 0; o < g.out_channels; o++) {
-        float* row = rows + o * s.ring_width + kRingMargin;
+    if (target_count > 0) conv_row<R>(s, weight, bias, {window.window + (r - begin) * row_floats, window.offsets}, targets, target_count);
+    for (; open <= last && r + 1 >= smaller(open * g.pool_stride_h - g.pool_padding_h + g.pool_kernel_h, s.conv_height); open++)
+      for (int64_t i = 0; i < R; i++) {
+        float* row = ring_rows(open) + i * s.ring_width;
         // What the last vector computed beyond the row is not part of any window.
         memset(row + s.conv_width, 0, size_t((s.conv_width + kLanes - 1) / kLanes * kLanes - s.conv_width) * sizeof(float));
-        pool_row(row - g.pool_padding_w, g.pool_kernel_w, g.pool_stride_w, s.out_width,
-                 out + o * out_channel + (open - first) * out_row);
+        pool_row(row - g.pool_padding_w, g.pool_kernel_w, g.pool_stride_w, s.out_width, out + i * out_channel + (open - first) * out_row);
       }
-    }
   }
+}
+
+void conv_pool_strip(const ConvPoolShape& s, const float* weight, const float* bias, const int64_t* offsets, const int64_t* direct_offsets,
+                     const float* image, int64_t readable, int64_t first, int64_t count, float* out, int64_t out_channel, int64_t out_row, float* scratch) {
+  const ConvPoolGeometry& g = s.g;
+  const int64_t begin = first * g.pool_stride_h - g.pool_padding_h, image_row = begin * g.stride_h - g.padding_h;
+  const int64_t rows = ((count - 1) * g.pool_stride_h + g.pool_kernel_h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
+  // The image itself serves as the window where nothing is padded and vectors that end beyond a row stay inside `readable`.
+  const int64_t furthest = ((g.in_channels - 1) * s.height + image_row + rows - 1) * s.width + s.phase_width;
+  const bool direct = g.stride_w == 1 && g.padding_w == 0 && image_row >= 0 && image_row + rows <= s.height && furthest <= readable;
+  float* window = scratch + s.open_rows * kTileRows * s.ring_width;
+  if (!direct) fill_window(s, image, image_row, window);
+  const Taps taps = direct ? Taps{image + image_row * s.width, direct_offsets} : Taps{window, offsets};
+  const int64_t row_floats = g.stride_h * (direct ? s.width : g.stride_w * s.phase_width);
+
+  // Channels outside: one tile's maxima (2 rows of 6 channels of Net: 25 KB) stay in L1, where those of all would not.
+  const RowTiles tiles = cut_rows(g.out_channels);
+  with_largest(tiles, [&](auto largest) {
+    for_row_tiles<decltype(largest)::value>(tiles, [&](auto tile_rows, int64_t channel) {
+      strip_of<decltype(tile_rows)::value>(s, weight + channel * s.taps, bias + channel, taps, row_floats, begin, first, count,
+                                           out + channel * out_channel, out_channel, out_row, scratch);
+    });
+  });
 }
 
 }  // namespace

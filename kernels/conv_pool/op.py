@@ -122,7 +122,7 @@ def packed(weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) 
 
 def run(packed_conv: Any, image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """The kernel on images [B, C, H, W], contiguous; `size` is that of the result."""
-    output = torch.empty(size, dtype=torch.float32)
+    output = native.empty(*size)
     batch, _, height, width = image.shape
     if batch:
         packed_conv.run(image.data_ptr(), batch, height, width, output.data_ptr(), torch.get_num_threads())

@@ -70,7 +70,7 @@ def row_by_row(input: torch.Tensor, arguments: Arguments) -> bool:
 
 def run(packed_conv: Any, packed_mlp: Any, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The kernel on images [B, C, H, W], contiguous; `size` is that of the result."""
-    output = torch.empty(size, dtype=torch.float32)
+    output = native.empty(*size)
     batch, _, height, width = image.shape
     if batch:
         threads = torch.get_num_threads()

@@ -47,6 +47,26 @@ void make_conv_pool(ConvPool* self, Address weight, Address bias, const std::vec
   new (self) ConvPool(geometry, input(weight), input(bias));
 }
 
+// Whether tensors are those that were seen (id, address, version), unchanged. Done in every call (kernels/weights.py):
+// 1.3 us for six tensors, against 2.8 us in Python.
+bool unchanged(nb::list tensors, nb::list seen) {
+  static PyObject* const version_name = PyUnicode_InternFromString("_version");
+  static PyObject* const address_name = PyUnicode_InternFromString("data_ptr");
+  const size_t count = nb::len(tensors);
+  if (count != nb::len(seen)) return false;
+  for (size_t i = 0; i < count; i++) {
+    PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), Py_ssize_t(i));
+    const nb::tuple record = nb::cast<nb::tuple>(seen[i]);
+    if (tensor != PyLong_AsVoidPtr(record[0].ptr())) return false;
+    const nb::object version = nb::steal(PyObject_GetAttr(tensor, version_name));
+    if (!version.is_valid()) nb::raise_python_error();
+    const nb::object address = nb::steal(PyObject_CallMethodNoArgs(tensor, address_name));
+    if (!address.is_valid()) nb::raise_python_error();
+    if (!address.equal(record[1]) || !version.equal(record[2])) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -66,6 +86,8 @@ NB_MODULE(_native, m) {
   m.def("isa", [] { return std::string(isa().name); }, "Name of the instruction set in use.");
   m.def("select_isa", [](const std::string& name) { return select_isa(name.c_str()); }, "name"_a,
         "Uses that instruction set from now on; False where it cannot be had.");
+
+  m.def("unchanged", &unchanged, "tensors"_a, "seen"_a);
 
   nb::class_<Mlp>(m, "Mlp")
       .def("__init__", &make_mlp, "layers"_a)

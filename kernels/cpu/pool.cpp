@@ -21,8 +21,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Measured on two cores: a parked worker begins 30 to 50 us after its wake-up, which itself takes the
-// caller about 5; a spinning one begins after 0.2.
-constexpr auto kSpin = std::chrono::microseconds(20);
+// caller about 5; a spinning one begins after 0.2. Calls from Python in a row are 10 to 25 us apart.
+constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr double kWorthWaking_ns = 60e3;
 constexpr int kMaxThreads = 256;
 

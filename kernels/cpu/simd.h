@@ -83,6 +83,16 @@ FASTGRAPH_INLINE F16 broadcast(float x) { __m256 v = _mm256_set1_ps(x); return {
 FASTGRAPH_INLINE F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm256_storeu_ps(p, a.lo); _mm256_storeu_ps(p + 8, a.hi); }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+// Halves one after the other, so that only one register of `right` is alive at a time.
+template <int R, int V>
+FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v, F16 (&sum)[R][V]) {
+  const __m256 lo = _mm256_loadu_ps(right);
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) sum[i][v].lo = _mm256_fmadd_ps(left[i].lo, lo, sum[i][v].lo);
+  const __m256 hi = _mm256_loadu_ps(right + 8);
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) sum[i][v].hi = _mm256_fmadd_ps(left[i].hi, hi, sum[i][v].hi);
+}
 FASTGRAPH_INLINE F16 add(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 FASTGRAPH_INLINE F16 sub(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 FASTGRAPH_INLINE F16 mul(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
@@ -169,6 +179,16 @@ FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
 }
 #undef FASTGRAPH_LANES
 
+#endif
+
+#if !(defined(__AVX2__) && defined(__FMA__)) || defined(__AVX512F__)
+// sum[i][v] += left[i] * right for all i; `right` is sixteen floats in memory.
+template <int R, int V>
+FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v, F16 (&sum)[R][V]) {
+  const F16 x = load(right);
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) sum[i][v] = fma(left[i], x, sum[i][v]);
+}
 #endif
 
 FASTGRAPH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

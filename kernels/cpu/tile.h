@@ -40,14 +40,16 @@ FASTGRAPH_INLINE void tile(const float* a, int64_t lda, int64_t begin, int64_t e
 #pragma GCC unroll 12
     for (int v = 0; v < V; v++) sum[i][v] = broadcast(0.0f);
   for (int64_t k = begin; k < end; k++) {
-    F16 right[V];
-#pragma GCC unroll 12
-    for (int v = 0; v < V; v++) right[v] = b.at(k, v);
+    if constexpr (V > 1) {  // a tile wider than high: its left values stay in registers, the right ones pass by
+      F16 left[R];
 #pragma GCC unroll 8
-    for (int i = 0; i < R; i++) {
-      const F16 left = broadcast(a[i * lda + k]);
+      for (int i = 0; i < R; i++) left[i] = broadcast(a[i * lda + k]);
 #pragma GCC unroll 12
-      for (int v = 0; v < V; v++) sum[i][v] = fma(left, right[v], sum[i][v]);
+      for (int v = 0; v < V; v++) fma_column(left, b.at(k, v), v, sum);
+    } else {
+      const F16 right = load(b.at(k, 0));
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) sum[i][0] = fma(broadcast(a[i * lda + k]), right, sum[i][0]);
     }
   }
 }

@@ -10,7 +10,7 @@ namespace {
 struct Panels {
   const float* first;
   int64_t stride;  // floats from one panel to the next
-  FASTGRAPH_INLINE_MEMBER F16 at(int64_t k, int v) const { return load(first + v * stride + k * kLanes); }
+  FASTGRAPH_INLINE_MEMBER const float* at(int64_t k, int v) const { return first + v * stride + k * kLanes; }
 };
 
 void mlp_layer(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last) {

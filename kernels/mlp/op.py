@@ -104,10 +104,10 @@ def packed(weights: Weights, biases: Biases, activations: Sequence[str]) -> Any:
     return _packed.get([*weights, *biases], tuple(activations))
 
 
-def run(packed_mlp: Any, rows: torch.Tensor, out_features: int) -> torch.Tensor:
-    """The kernel on rows [M, in_features] whose features are contiguous; returns [M, out_features]."""
-    output = torch.empty((rows.shape[0], out_features), dtype=torch.float32)
-    packed_mlp.run(rows.data_ptr(), rows.stride(0), rows.shape[0], output.data_ptr(), torch.get_num_threads())
+def run(packed_mlp: Any, rows: torch.Tensor, count: int, stride: int, out_features: int) -> torch.Tensor:
+    """The kernel on `count` rows of contiguous features, `stride` elements apart; returns [count, out_features]."""
+    output = native.empty(count, out_features)
+    packed_mlp.run(rows.data_ptr(), stride, count, output.data_ptr(), torch.get_num_threads())
     return output
 
 
@@ -122,7 +122,8 @@ def mlp_cpu(input: torch.Tensor, weights: Weights, biases: Biases, activations: 
         else input.new_empty(input.shape[:-1].numel(), input.shape[-1])
     )
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    output = run(packed(weights, biases, activations), rows, weights[-1].shape[0])
+    packed_mlp = packed(weights, biases, activations)
+    output = run(packed_mlp, rows, rows.shape[0], rows.stride(0), weights[-1].shape[0])
     return output.view(*input.shape[:-1], weights[-1].shape[0])
 
 
@@ -226,13 +227,9 @@ class Direct:
         self._packed = packed(weights, biases, activations) if native.takes(*weights, *biases) else None
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        if (
-            self._packed is not None
-            and input.dtype is torch.float32
-            and input.is_cpu
-            and input.dim() == 2
-            and input.shape[1] == self._in_features
-            and input.is_contiguous()
-        ):
-            return run(self._packed, input, self._out_features)
-        return torch.ops.fastgraph.mlp.default(input, *self._arguments)
+        if self._packed is None or input.dtype is not torch.float32 or not input.is_cpu or not input.is_contiguous():
+            return torch.ops.fastgraph.mlp.default(input, *self._arguments)
+        shape = input.shape
+        if len(shape) != 2 or shape[1] != self._in_features:
+            return torch.ops.fastgraph.mlp.default(input, *self._arguments)
+        return run(self._packed, input, shape[0], self._in_features, self._out_features)
