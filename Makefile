@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOURCES := CMakeLists.txt pyproject.toml $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 .PHONY: bench test install clean
@@ -21,15 +22,14 @@ install: $(VENV)/.installed
 # Dependencies, and what builds the native library: rarely anew.
 $(VENV)/.dependencies: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		scikit-build-core nanobind cmake ninja
 	@echo "installing torch and the rest: a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test]'
+	$(PIP) install -c constraints.txt scikit-build-core nanobind cmake ninja
+	$(PIP) install -c constraints.txt --no-build-isolation -C wheel.cmake=false -e '.[test]'
 	touch $@
 
 # The package, linked to this folder; builds the native library, incrementally.
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) install --no-deps --no-build-isolation -e .
 	@$(BIN)/python -W ignore -c "import fastgraph; kind = fastgraph.cpu_capability(); \
 		print('CPU kernels:', kind if kind != 'aten' else 'none (no C++ compiler?); running through ATen')"
 	touch $@

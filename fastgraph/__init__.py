@@ -8,10 +8,10 @@ if not getattr(kernels, "FASTGRAPH", False):
         "uninstall the other package of that name or put fastgraph's folder before it on sys.path"
     )
 
-from fastgraph import models
+from fastgraph import data, models
 from fastgraph.module import OptimizedModule, optimize
 from fastgraph.serialization import load, save
 from kernels.native import cpu_capability
 
-__all__ = ["OptimizedModule", "cpu_capability", "load", "models", "optimize", "save"]
+__all__ = ["OptimizedModule", "cpu_capability", "data", "load", "models", "optimize", "save"]
 __version__ = "0.1.0"

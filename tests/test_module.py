@@ -3,8 +3,11 @@
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch import nn
 
 import fastgraph
 from fastgraph.models import DeepLearningModel, Net
+from kernels import native
 from tests.reference import assert_close_to_reference, random
 
 
@@ -380,6 +384,68 @@ def test_packed_once_and_no_growth(deep: nn.Module) -> None:
     if packed is not None:
         weights = sum(p.numel() * 4 for p in deep.parameters())
         assert packed.packed_bytes <= 1.1 * weights
+
+
+AUDITED = """
+import sys, torch, fastgraph
+events = []
+watched = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "pickle.find_class")
+sys.addaudithook(lambda event, args: events.append(event) if event in watched else None)
+for model in (fastgraph.models.DeepLearningModel(), fastgraph.models.Net()):
+    x = torch.ones(model.input_shape)
+    fast = fastgraph.optimize(model.eval(), (x,))
+    with torch.no_grad():
+        fast(x)
+    fastgraph.save(fast, sys.argv[1])
+    fastgraph.load(sys.argv[1])(x)
+print(events)
+import pickle, subprocess
+pickle.loads(pickle.dumps(torch.Size)); subprocess.run(["true"])
+print(sorted(set(events)))
+"""
+
+
+def test_no_compiler_no_network_no_pickle(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AUDITED, str(tmp_path / "model")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = done.stdout.strip().splitlines()
+    assert before == "[]"
+    assert after == "['pickle.find_class', 'subprocess.Popen']"  # the hook does see them
+
+
+def test_direct_calls_pass_neither_dispatcher_nor_autograd(deep: nn.Module) -> None:
+    fast = fastgraph.optimize(deep, (torch.zeros(1, 784),))
+    x = torch.zeros(3, 784)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        fast(x)
+        fast(x)
+    names = {event.name for event in profile.events()}
+    assert "aten::empty" in names
+    assert "fastgraph::mlp" not in names or native.kernels() is None
+    with torch.profiler.profile() as profile:
+        fast(x)
+    assert "fastgraph::mlp" in {event.name for event in profile.events()}
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
+def test_a_call_costs_less_than_eagers_operators() -> None:
+    """Six tiny layers: the kernel takes about a microsecond, the rest is the call; eager calls twelve operators."""
+    model = nn.Sequential(*(m for _ in range(6) for m in (nn.Linear(8, 8), nn.ReLU()))).eval()
+    x = torch.ones(1, 8)
+    fast = fastgraph.optimize(model, (x,))
+
+    def median(function: nn.Module) -> float:
+        times = []
+        for _ in range(2000):
+            start = time.perf_counter()
+            function(x)
+            times.append(time.perf_counter() - start)
+        return sorted(times)[1000]
+
+    with torch.inference_mode():
+        assert median(fast) < 0.7 * median(model)
 
 
 def resident_kilobytes() -> int:

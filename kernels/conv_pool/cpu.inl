@@ -86,7 +86,8 @@ FASTGRAPH_INLINE F16 sliding(const float* row, int64_t kernel) {
 
 // Maximum over each window of one row of vertical maxima: out[j] = max over t < kernel of row[j * stride + t].
 FASTGRAPH_INLINE void pool_row_of(const float* row, int64_t kernel, int64_t stride, int64_t width, float* out) {
-  for (int64_t j = 0; j < width; j += kLanes) {
+  for (int64_t first = 0; first < width; first += kLanes) {
+    const int64_t j = width < kLanes ? 0 : smaller(first, width - kLanes);  // the last vector overlaps the one before
     F16 best, odd;
     if (stride == 1) {
       best = sliding(row + j, kernel);
@@ -94,19 +95,19 @@ FASTGRAPH_INLINE void pool_row_of(const float* row, int64_t kernel, int64_t stri
       deinterleave(sliding(row + 2 * j, kernel), sliding(row + 2 * j + kLanes, kernel), &best, &odd);
     } else {
       float lane[kLanes] = {};
-      for (int64_t i = 0; i < smaller(kLanes, width - j); i++)
+      for (int64_t i = 0; i < smaller(kLanes, width); i++)
         for (int64_t t = 0; t < kernel; t++) {
           const float x = row[(j + i) * stride + t];
           lane[i] = x > lane[i] || x != x ? x : lane[i];
         }
       best = load(lane);
     }
-    if (j + kLanes <= width) {
+    if (width >= kLanes) {
       store(out + j, best);
     } else {
       float lane[kLanes];
       store(lane, best);
-      memcpy(out + j, lane, size_t(width - j) * sizeof(float));
+      memcpy(out, lane, size_t(width) * sizeof(float));
     }
   }
 }
