@@ -415,6 +415,7 @@ def test_no_compiler_no_network_no_pickle(tmp_path: Path) -> None:
     assert after == "['pickle.find_class', 'subprocess.Popen']"  # the hook does see them
 
 
+@pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
 def test_direct_calls_pass_neither_dispatcher_nor_autograd(deep: nn.Module) -> None:
     fast = fastgraph.optimize(deep, (torch.zeros(1, 784),))
     x = torch.zeros(3, 784)
@@ -423,7 +424,7 @@ def test_direct_calls_pass_neither_dispatcher_nor_autograd(deep: nn.Module) -> N
         fast(x)
     names = {event.name for event in profile.events()}
     assert "aten::empty" in names
-    assert "fastgraph::mlp" not in names or native.kernels() is None
+    assert "fastgraph::mlp" not in names
     with torch.profiler.profile() as profile:
         fast(x)
     assert "fastgraph::mlp" in {event.name for event in profile.events()}
