@@ -51,18 +51,19 @@ def test_eight_python_threads_on_one_chain_and_on_several(generator: torch.Gener
 
 def test_after_fork_in_child_and_parent() -> None:
     out = in_new_process("""
+torch.set_num_threads(3)
 expected = mlp(x, *args)
 read, write = os.pipe()
 child = os.fork()
 if child == 0:
     same = all(torch.equal(mlp(x, *args), expected) for _ in range(20))
-    os.write(write, b"same" if same else b"different")
+    os.write(write, f"{same} {len(os.listdir('/proc/self/task'))}".encode())
     os._exit(0)
 _, status = os.waitpid(child, 0)
 assert all(torch.equal(mlp(x, *args), expected) for _ in range(20))
 print(status, os.read(read, 20).decode())
 """)
-    assert out == "0 same"
+    assert out == "0 True 3"  # the child has workers of its own
 
 
 def test_threads_are_those_of_set_num_threads() -> None:
