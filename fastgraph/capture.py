@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch._dynamo  # what torch.export would import in its first call: a second that belongs to the import
 from torch import fx, nn
 from torch.fx.experimental import _config
 from torch.utils import _pytree as pytree
