@@ -2,7 +2,7 @@
 //
 // * A job is a range of chunks. Caller and workers draw chunks from one ticket; the caller
 //   waits only for chunks that somebody has begun, so a worker that the system has not
-//   scheduled yet costs nothing (an OpenMP region waits for it: FACTS, tail latencies).
+//   scheduled yet costs nothing (an OpenMP region would wait for it).
 // * Workers spin for 50 us after a job, then park; an idle process uses no CPU time.
 // * Waking a parked worker costs more than it brings for a very small job: such a job runs
 //   on the caller alone unless calls follow each other closely (see Lease).
