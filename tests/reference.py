@@ -1,5 +1,6 @@
 """The tests' one way to compare numbers: against float64, with eager's own error as the measure."""
 
+import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -45,6 +46,15 @@ def check_gradients(
     for actual, own, exact in zip(ours, eager, gradients(reference, double(arguments)), strict=True):
         assert_close_to_reference(actual, own, exact)
         assert exact.abs().max() > 0
+
+
+def in_threads(count: int, work: Callable[[int], None]) -> None:
+    """Runs work(0) ... work(count - 1) at once, each in a Python thread of its own, and waits for all."""
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def random(generator: torch.Generator, shape: Sequence[int], scale: float = 1.0) -> torch.Tensor:

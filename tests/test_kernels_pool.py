@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 import torch
 
 from kernels import native
-from tests.reference import layers, random
+from tests.reference import in_threads, layers, random
 
 mlp = torch.ops.fastgraph.mlp.default
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
@@ -41,11 +40,7 @@ def test_eight_python_threads_on_one_chain_and_on_several(generator: torch.Gener
             if not torch.equal(mlp(inputs[k], *chains[k], ["relu", "tanh"]), expected[k]):
                 wrong.append(thread)
 
-    threads = [threading.Thread(target=work, args=(t,)) for t in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    in_threads(8, work)
     assert wrong == []
 
 

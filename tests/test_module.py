@@ -5,7 +5,6 @@ import gc
 import pickle
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch import nn
 import fastgraph
 from fastgraph.models import DeepLearningModel, Net
 from kernels import native
-from tests.reference import assert_close_to_reference, random
+from tests.reference import assert_close_to_reference, in_threads, random
 
 
 def scaled(model: nn.Module, gain: float = 3.0) -> nn.Module:
@@ -362,11 +361,7 @@ def test_eight_threads_and_a_writer(deep: nn.Module, generator: torch.Generator)
                 if not any(torch.equal(y, r) for r in results):
                     wrong.append(thread)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    in_threads(8, work)
     assert wrong == []
 
 

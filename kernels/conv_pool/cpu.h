@@ -45,8 +45,8 @@ constexpr int64_t kMaxTileRows = 8;
 
 struct ConvPoolKernels {
   // Pooled rows [first, first + count) of one image [C, H, W] to out[o * out_channel + (row - first) * out_row].
-  // offsets[k] leads from a position in the padded copy of the image to tap k, direct_offsets[k] from one in the image
-  // itself, of which `readable` floats may be read. scratch holds shape.scratch_floats floats.
+  // offsets[k] leads, in bytes, from a position in the padded copy of the image to tap k, direct_offsets[k] from one in
+  // the image itself, of which `readable` floats may be read. scratch holds shape.scratch_floats floats.
   void (*strip)(const ConvPoolShape& shape, const float* weight, const float* bias, const int64_t* offsets,
                 const int64_t* direct_offsets, const float* image, int64_t readable, int64_t first, int64_t count, float* out,
                 int64_t out_channel, int64_t out_row, float* scratch);

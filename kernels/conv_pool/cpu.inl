@@ -7,6 +7,8 @@ namespace fastgraph {
 namespace FASTGRAPH_ISA {
 namespace {
 
+static_assert(kTileRows <= kMaxTileRows, "the ring in a strip's scratch is sized for kMaxTileRows channels");
+
 // Copies the image rows behind a strip, zero-padded, with the columns of each stride phase side by side:
 // window[c][row][phase][j] = padded[c][row][j * stride_w + phase].
 void fill_window(const ConvPoolShape& s, const float* image, int64_t first_row, float* window) {
@@ -32,7 +34,7 @@ void fill_window(const ConvPoolShape& s, const float* image, int64_t first_row, 
 
 struct Taps {
   const float* window;
-  const int64_t* offsets;
+  const int64_t* offsets;  // in bytes: one instruction less a load
   FASTGRAPH_INLINE_MEMBER const float* at(int64_t k, int v) const {
     return reinterpret_cast<const float*>(reinterpret_cast<const char*>(window) + offsets[k]) + v * kLanes;
   }
