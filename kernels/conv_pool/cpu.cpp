@@ -2,6 +2,7 @@
 #include "cpu.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #include "../cpu/isa.h"
@@ -14,9 +15,16 @@ namespace {
 constexpr int64_t kLanes = 16;
 
 // Pooled rows in a strip: neighbouring strips compute pool_kernel_h - pool_stride_h convolution rows twice
-// (3 % of Net at 16), while the window of image rows should stay in L2.
-constexpr int64_t kStripRows = 16;
+// (3 % of Net at 16), while image rows and vertical maxima should stay in L2.
+constexpr int64_t kStripRows = 8;
 constexpr int64_t kWindowFloats = 64 * 1024;
+constexpr int64_t kMaximaFloats = 128 * 1024;
+
+// Weights of the channels that one column of the image meets before the next: half of L1.
+constexpr int64_t kGroupWeights = 4 * 1024;
+
+// Longest sum in the transformed domain: rounding errors of longer ones would show (see winograd.h).
+constexpr int64_t kMaxWinogradTaps = 128;
 
 // Rows of an mlp that follows, taken at once: their activations stay in L1 and L2.
 constexpr int64_t kMlpRows = 96;
@@ -38,13 +46,47 @@ int64_t pool_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding,
   return out;
 }
 
+// For winograd.h: from [O][C][kernel_h][3] to [m1 and m2, then even and odd][kernel_h][C][O][2].
+std::vector<float> winograd_weight(const ConvPoolGeometry& g, const std::vector<float>& weight) {
+  const int64_t taps = g.in_channels * g.kernel_h;
+  if (g.kernel_w != 3 || g.stride_w != 1 || g.dilation_w != 1 || g.dilation_h != 1 || taps > kMaxWinogradTaps) return {};
+  std::vector<float> transformed(size_t(4 * taps * g.out_channels));
+  for (int64_t o = 0; o < g.out_channels; o++)
+    for (int64_t c = 0; c < g.in_channels; c++)
+      for (int64_t y = 0; y < g.kernel_h; y++) {
+        const float* w = weight.data() + ((o * g.in_channels + c) * g.kernel_h + y) * 3;
+        const double left = w[0], middle = w[1], right = w[2];
+        const double phases[4] = {(left + middle + right) / 2, (left - middle + right) / 2, left, -right};
+        for (int64_t phase = 0; phase < 4; phase++)
+          transformed[size_t((((phase / 2 * g.kernel_h + y) * g.in_channels + c) * g.out_channels + o) * 2 + phase % 2)] = float(phases[phase]);
+      }
+  return transformed;
+}
+
+// The largest pixel with which no sum of any output channel can overflow: negative where weights are not finite.
+float largest_pixel(const ConvPoolGeometry& g, const std::vector<float>& weight, const std::vector<float>& bias) {
+  constexpr double limit = 0x1p125;  // room for a transformed pixel (twice a pixel) and for a sum of two sums
+  const int64_t taps = g.in_channels * g.kernel_h * g.kernel_w;
+  double bound = limit;
+  for (int64_t o = 0; o < g.out_channels; o++) {
+    double sum = 1;
+    for (int64_t k = 0; k < taps; k++) sum += 2 * std::abs(double(weight[size_t(o * taps + k)]));
+    const double room = (limit - std::abs(double(bias[size_t(o)]))) / sum;
+    if (!(room > 0)) return -1;
+    bound = std::min(bound, room);
+  }
+  return float(bound);
+}
+
 }  // namespace
 
 ConvPool::ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias)
     : geometry_(geometry),
       weight_(weight, weight + geometry.out_channels * geometry.in_channels * geometry.kernel_h * geometry.kernel_w),
+      winograd_(winograd_weight(geometry, weight_)),
       bias_(size_t(geometry.out_channels), 0.0f) {
   if (bias) bias_.assign(bias, bias + geometry.out_channels);
+  bound_ = largest_pixel(geometry, weight_, bias_);
 }
 
 ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int threads) const {
@@ -61,26 +103,33 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   s.taps = g.in_channels * g.kernel_h * g.kernel_w;
   s.phase_width = round_up(round_up(s.conv_width) + (g.kernel_w - 1) * g.dilation_w / g.stride_w);
   s.open_rows = ceil_div(g.pool_kernel_h, g.pool_stride_h);
-  const int64_t vector_reads = std::min<int64_t>(g.pool_stride_w, 2) * round_up(s.out_width) + g.pool_kernel_w;
-  s.ring_width = kRingMargin + round_up(std::max({round_up(s.conv_width), s.conv_width + g.pool_kernel_w, vector_reads}));
+  s.beyond = (s.out_width - 1) * g.pool_stride_w - g.pool_padding_w + g.pool_kernel_w > s.conv_width;
+  // A row of maxima, whole or in two halves, with what vectors and windows touch beyond its ends: an odd number of
+  // cache lines, or the same columns of all rows would meet in a few sets of L1.
+  const int64_t columns = ceil_div(s.conv_width, 2 * kLanes) * 2 * kLanes;
+  const int64_t reads = std::min<int64_t>(g.pool_stride_w, 2) * round_up(s.out_width) + g.pool_kernel_w;
+  const int64_t floats = kMaximaMargin + round_up(std::max({columns, s.conv_width + g.pool_kernel_w, reads}));
+  s.maxima_odd = round_up(ceil_div(floats, 2)) + 2 * kMaximaMargin;
+  s.maxima_width = ceil_div(2 * s.maxima_odd, 2 * kLanes) * 2 * kLanes + kLanes;
 
   // Strips: as equal as possible, and a multiple of the threads in number.
   const auto window_floats = [&](int64_t rows) {
     s.window_rows = ((rows - 1) * g.pool_stride_h + g.pool_kernel_h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
-    return g.in_channels * s.window_rows * g.stride_w * s.phase_width;
+    return g.in_channels * s.window_rows * std::max(g.stride_w * s.phase_width, winograd_.empty() ? 0 : 2 * columns);
   };
   int64_t rows = std::min(kStripRows, s.out_height);
   while (rows > 1 && window_floats(rows) > kWindowFloats) rows = (rows + 1) / 2;
   const int64_t strips = ceil_div(batch * ceil_div(s.out_height, rows), threads) * threads;
   s.strip_rows = std::max<int64_t>(1, std::min(rows, ceil_div(s.out_height, std::max<int64_t>(1, strips / std::max<int64_t>(1, batch)))));
-  s.scratch_floats = s.open_rows * kMaxTileRows * s.ring_width + window_floats(s.strip_rows) + kLanes;
+  const int64_t group = std::max<int64_t>(8, std::min(kMaximaFloats / (s.strip_rows * s.maxima_width), kGroupWeights / s.taps));
+  s.group_channels = ceil_div(g.out_channels, ceil_div(g.out_channels, group));
+  s.scratch_floats = s.strip_rows * s.group_channels * s.maxima_width + window_floats(s.strip_rows) + kLanes;
   return s;
 }
 
-// The offsets in the padded copy, then those in the image itself.
-std::vector<int64_t> ConvPool::offsets(const ConvPoolShape& s) const {
+ConvPoolCall ConvPool::call(const ConvPoolShape& s, std::vector<int64_t>& offsets) const {
   const ConvPoolGeometry& g = geometry_;
-  std::vector<int64_t> offsets(size_t(2 * s.taps));
+  offsets.resize(size_t(2 * s.taps));
   int64_t k = 0;
   for (int64_t c = 0; c < g.in_channels; c++)
     for (int64_t y = 0; y < g.kernel_h; y++)
@@ -89,14 +138,13 @@ std::vector<int64_t> ConvPool::offsets(const ConvPoolShape& s) const {
         offsets[size_t(k)] = 4 * (((c * s.window_rows + row) * g.stride_w + column % g.stride_w) * s.phase_width + column / g.stride_w);
         offsets[size_t(s.taps + k)] = 4 * ((c * s.height + row) * s.width + column);
       }
-  return offsets;
+  return {s, weight_.data(), winograd_.empty() ? nullptr : winograd_.data(), bias_.data(), bound_, offsets.data(), offsets.data() + s.taps};
 }
 
-void ConvPool::run_strip(const ConvPoolShape& s, const std::vector<int64_t>& offsets, const float* x, int64_t batch, int64_t image,
-                         int64_t first, int64_t count, float* out, int64_t out_channel, float* scratch) const {
-  const int64_t image_floats = geometry_.in_channels * s.height * s.width;
-  isa().conv_pool.strip(s, weight_.data(), bias_.data(), offsets.data(), offsets.data() + s.taps, x + image * image_floats,
-                        (batch - image) * image_floats, first, count, out, out_channel, s.out_width, scratch);
+void ConvPool::run_strip(const ConvPoolCall& call, const float* x, int64_t batch, int64_t image, int64_t first, int64_t count, float* out,
+                         int64_t out_channel, float* scratch) const {
+  const int64_t image_floats = geometry_.in_channels * call.shape.height * call.shape.width;
+  isa().conv_pool.strip(call, x + image * image_floats, (batch - image) * image_floats, first, count, out, out_channel, scratch);
 }
 
 double ConvPool::work_ns(const ConvPoolShape& s, int64_t batch) const {
@@ -105,20 +153,22 @@ double ConvPool::work_ns(const ConvPoolShape& s, int64_t batch) const {
 
 void ConvPool::run(const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const {
   const ConvPoolShape s = shape(height, width, batch, threads);
-  const std::vector<int64_t> tap_offsets = offsets(s);
+  std::vector<int64_t> offsets;
+  const ConvPoolCall shared = call(s, offsets);
   const int64_t strips = ceil_div(s.out_height, s.strip_rows);
   const int64_t out_floats = s.out_height * s.out_width;
   Lease lease(threads, work_ns(s, batch));
   lease.run(batch * strips, [&](int64_t chunk) {
     const int64_t n = chunk / strips, first = chunk % strips * s.strip_rows, count = std::min(s.strip_rows, s.out_height - first);
     float* out = y + n * geometry_.out_channels * out_floats + first * s.out_width;
-    run_strip(s, tap_offsets, x, batch, n, first, count, out, out_floats, thread_arena(s.scratch_floats));
+    run_strip(shared, x, batch, n, first, count, out, out_floats, thread_arena(s.scratch_floats));
   });
 }
 
 void ConvPool::run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const {
   const ConvPoolShape s = shape(height, width, batch, threads);
-  const std::vector<int64_t> tap_offsets = offsets(s);
+  std::vector<int64_t> offsets;
+  const ConvPoolCall shared = call(s, offsets);
   const int64_t strips = ceil_div(s.out_height, s.strip_rows), channels = geometry_.out_channels;
   const int64_t features = mlp.out_features();
   const int64_t strip_rows = channels * s.strip_rows;
@@ -131,7 +181,7 @@ void ConvPool::run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t he
     float* pooled = scratch + round_up(s.scratch_floats);  // [channels][count][out_width]
     float* result = pooled + round_up(strip_rows * s.out_width);
     float* mlp_scratch = result + round_up(strip_rows * features);
-    run_strip(s, tap_offsets, x, batch, n, first, count, pooled, count * s.out_width, scratch);
+    run_strip(shared, x, batch, n, first, count, pooled, count * s.out_width, scratch);
     for (int64_t row = 0; row < channels * count; row += kMlpRows)
       mlp.run_block(pooled + row * s.out_width, s.out_width, std::min(kMlpRows, channels * count - row), result + row * features, mlp_scratch);
     for (int64_t o = 0; o < channels; o++)

@@ -2,7 +2,8 @@
 //
 // Pixels are the vector lanes, so any number of output channels fills the registers, rows come out
 // as rows ([O][W], ready to be the rows of an mlp), and one weight is broadcast over sixteen pixels.
-// Convolution rows live only in a small ring of vertical maxima; pooled rows are what is written.
+// Convolution rows live only in registers: a tile of columns walks down the image, taking the vertical
+// maximum as it goes. What is kept of a strip are the rows of those maxima, then pooled horizontally.
 #pragma once
 
 #include <stdint.h>
@@ -30,26 +31,35 @@ struct ConvPoolShape {
   int64_t strip_rows;               // pooled rows that one chunk computes
   int64_t window_rows;              // image rows behind them, padding included
   int64_t open_rows;                // pooled rows that one convolution row can belong to
-  int64_t ring_width;               // floats in one row of vertical maxima, margins included
+  int64_t group_channels;           // output channels whose vertical maxima are held at once
+  int64_t maxima_width;             // floats in one row of vertical maxima, margins included
+  int64_t maxima_odd;               // from its even columns to its odd ones, where those are kept apart
+  bool beyond;                      // windows reach beyond the convolution's last column
   int64_t scratch_floats;           // for one strip
 };
 
 // Left of each row of vertical maxima: zeros, which are what padding contributes after ReLU.
-constexpr int64_t kRingMargin = 16;
+constexpr int64_t kMaximaMargin = 16;
 
-// Largest open_rows, pool_padding_w at most kRingMargin: op.py refuses what exceeds them.
+// Largest open_rows, pool_padding_w at most kMaximaMargin: op.py refuses what exceeds them.
 constexpr int64_t kMaxOpenRows = 16;
 
-// Most output channels that a kernel takes at once, on any ISA.
-constexpr int64_t kMaxTileRows = 8;
+// What the strips of one call share.
+struct ConvPoolCall {
+  ConvPoolShape shape;
+  const float* weight;    // [out_channels][taps]
+  const float* winograd;  // [2][kernel_h][in_channels][out_channels][2], see winograd.h; null where it is not used
+  const float* bias;      // [out_channels]
+  float bound;            // no sum overflows where all pixels (winograd: all transformed ones) are at most this large
+  // In bytes, for tap k: from a position in the padded copy of the image, and from one in the image itself.
+  const int64_t *window_offsets, *image_offsets;
+};
 
 struct ConvPoolKernels {
-  // Pooled rows [first, first + count) of one image [C, H, W] to out[o * out_channel + (row - first) * out_row].
-  // offsets[k] leads, in bytes, from a position in the padded copy of the image to tap k, direct_offsets[k] from one in
-  // the image itself, of which `readable` floats may be read. scratch holds shape.scratch_floats floats.
-  void (*strip)(const ConvPoolShape& shape, const float* weight, const float* bias, const int64_t* offsets,
-                const int64_t* direct_offsets, const float* image, int64_t readable, int64_t first, int64_t count, float* out,
-                int64_t out_channel, int64_t out_row, float* scratch);
+  // Pooled rows [first, first + count) of one image [C, H, W], of which `readable` floats may be read, to
+  // out[o * out_channel + (row - first) * out_width]. scratch holds shape.scratch_floats floats.
+  void (*strip)(const ConvPoolCall& call, const float* image, int64_t readable, int64_t first, int64_t count, float* out,
+                int64_t out_channel, float* scratch);
 };
 
 class Lease;
@@ -69,16 +79,17 @@ class ConvPool {
   // Throws std::invalid_argument where the kernel or the pool does not fit into the image.
   ConvPoolShape shape(int64_t height, int64_t width, int64_t batch, int threads) const;
 
-  int64_t packed_bytes() const { return int64_t((weight_.size() + bias_.size()) * sizeof(float)); }
+  int64_t packed_bytes() const { return int64_t((weight_.size() + winograd_.size() + bias_.size()) * sizeof(float)); }
 
  private:
-  void run_strip(const ConvPoolShape& shape, const std::vector<int64_t>& offsets, const float* x, int64_t batch, int64_t image,
-                 int64_t first, int64_t count, float* out, int64_t out_channel, float* scratch) const;
-  std::vector<int64_t> offsets(const ConvPoolShape& shape) const;
+  ConvPoolCall call(const ConvPoolShape& shape, std::vector<int64_t>& offsets) const;
+  void run_strip(const ConvPoolCall& call, const float* x, int64_t batch, int64_t image, int64_t first, int64_t count, float* out,
+                 int64_t out_channel, float* scratch) const;
   double work_ns(const ConvPoolShape& shape, int64_t batch) const;
 
   ConvPoolGeometry geometry_;
-  std::vector<float> weight_, bias_;
+  std::vector<float> weight_, winograd_, bias_;
+  float bound_;
 };
 
 }  // namespace fastgraph

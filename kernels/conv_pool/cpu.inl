@@ -2,12 +2,11 @@
 #include "../cpu/activation.h"
 #include "../cpu/tile.h"
 #include "cpu.h"
+#include "winograd.h"
 
 namespace fastgraph {
 namespace FASTGRAPH_ISA {
 namespace {
-
-static_assert(kTileRows <= kMaxTileRows, "the ring in a strip's scratch is sized for kMaxTileRows channels");
 
 // Copies the image rows behind a strip, zero-padded, with the columns of each stride phase side by side:
 // window[c][row][phase][j] = padded[c][row][j * stride_w + phase].
@@ -40,49 +39,59 @@ struct Taps {
   }
 };
 
-// One row of vertical maxima that the current convolution row belongs to.
-struct Target {
-  float* rows;  // [R][ring_width], at column 0
-  bool fresh;   // nothing there yet: store instead of taking the maximum
+// The convolution as it is written, sums in the order of the taps. kFinite: no sum can be NaN or infinite.
+template <bool finite>
+class DirectColumn {
+ public:
+  // `window` is at the strip's first convolution row, `row_floats` from one to the next.
+  DirectColumn(const ConvPoolCall& call, const float* window, const int64_t* offsets, int64_t row_floats)
+      : call_(call), window_(window), offsets_(offsets), row_floats_(row_floats) {}
+
+  static constexpr bool kFinite = finite, kPairs = false;
+  static constexpr int kRows = kTileRows;
+  static constexpr int vectors(int rows) { return kTileVectors[rows]; }
+  static constexpr int64_t kColumns = kLanes;
+
+  // Channels [channel, channel + R), V vectors of columns from `column` on.
+  template <int R, int V>
+  struct Tile {
+    const float *weight, *bias;
+    Taps taps;
+    int64_t tap_count, row_floats;
+
+    // Convolution row r of the strip.
+    FASTGRAPH_INLINE_MEMBER void compute(int64_t r, F16 (&total)[R][V]) const {
+      const Taps row{taps.window + r * row_floats, taps.offsets};
+      fastgraph::FASTGRAPH_ISA::tile(weight, tap_count, 0, smaller(kSumBlock, tap_count), row, total);
+      for (int i = 0; i < R; i++)
+        for (int v = 0; v < V; v++) total[i][v] = add(broadcast(bias[i]), total[i][v]);
+      for (int64_t begin = kSumBlock; begin < tap_count; begin += kSumBlock) {
+        F16 sum[R][V];
+        fastgraph::FASTGRAPH_ISA::tile(weight, tap_count, begin, smaller(begin + kSumBlock, tap_count), row, sum);
+        for (int i = 0; i < R; i++)
+          for (int v = 0; v < V; v++) total[i][v] = add(total[i][v], sum[i][v]);
+      }
+    }
+  };
+
+  template <int R, int V>
+  FASTGRAPH_INLINE_MEMBER Tile<R, V> tile(int64_t channel, int64_t column) const {
+    const int64_t taps = call_.shape.taps;
+    return {call_.weight + channel * taps, call_.bias + channel, {window_ + column, offsets_}, taps, row_floats_};
+  }
+
+ private:
+  const ConvPoolCall& call_;
+  const float* window_;
+  const int64_t* offsets_;
+  int64_t row_floats_;
 };
 
-// relu(bias + convolution) of one row, R channels, into the maxima of `count` pooled rows.
-// After ReLU and with the sign bit cleared (it may stand on a zero or a NaN), the order of the bit patterns is the order
-// of the numbers and NaN is the largest: from here on one integer maximum is torch's max, NaN included.
-template <int R>
-FASTGRAPH_INLINE void conv_row(const ConvPoolShape& s, const float* weight, const float* bias, const Taps& row, const Target* targets, int count) {
-  const int64_t vectors = (s.conv_width + kLanes - 1) / kLanes;
-  for_vectors<kTileVectors[R]>(0, vectors, [&](auto step, int64_t vector) {
-    constexpr int V = decltype(step)::value;
-    const int64_t column = vector * kLanes;
-    const Taps taps{row.window + column, row.offsets};
-    F16 total[R][V];
-    tile(weight, s.taps, 0, smaller(kSumBlock, s.taps), taps, total);
-    for (int i = 0; i < R; i++)
-      for (int v = 0; v < V; v++) total[i][v] = add(broadcast(bias[i]), total[i][v]);
-    for (int64_t begin = kSumBlock; begin < s.taps; begin += kSumBlock) {
-      F16 sum[R][V];
-      tile(weight, s.taps, begin, smaller(begin + kSumBlock, s.taps), taps, sum);
-      for (int i = 0; i < R; i++)
-        for (int v = 0; v < V; v++) total[i][v] = add(total[i][v], sum[i][v]);
-    }
-    for (int i = 0; i < R; i++)
-      for (int v = 0; v < V; v++) total[i][v] = absolute(relu(total[i][v]));
-    for (int t = 0; t < count; t++) {
-      float* to = targets[t].rows + column;
-      for (int i = 0; i < R; i++)
-        for (int v = 0; v < V; v++) {
-          float* at = to + i * s.ring_width + v * kLanes;
-          store(at, targets[t].fresh ? total[i][v] : bits_max(total[i][v], load(at)));
-        }
-    }
-  });
-}
-
-// max over t < kernel of row[t], for sixteen neighbouring windows.
+// ReLU of the maximum over t < kernel of row[t], for sixteen neighbouring windows: as integers, negative floats and -0 are
+// below zero.
 FASTGRAPH_INLINE F16 sliding(const float* row, int64_t kernel) {
-  F16 best = load(row);
-  for (int64_t t = 1; t < kernel; t++) best = bits_max(best, load(row + t));
+  F16 best = broadcast(0.0f);
+  for (int64_t t = 0; t < kernel; t++) best = bits_max(best, load(row + t));
   return best;
 }
 
@@ -120,55 +129,214 @@ void pool_row(const float* row, int64_t kernel, int64_t stride, int64_t width, f
   pool_row_of(row, kernel, stride, width, out);
 }
 
-// Rows [first, first + count) of R channels. `window` is at convolution row `begin`, `row_floats` from one to the next.
-template <int R>
-FASTGRAPH_INLINE void strip_of(const ConvPoolShape& s, const float* weight, const float* bias, const Taps& window, int64_t row_floats,
-                               int64_t begin, int64_t first, int64_t count, float* out, int64_t out_channel, int64_t out_row, float* ring) {
-  const ConvPoolGeometry& g = s.g;
-  const int64_t last = first + count - 1;
-  const int64_t end = smaller(last * g.pool_stride_h - g.pool_padding_h + g.pool_kernel_h, s.conv_height);
-  const auto ring_rows = [&](int64_t p) { return ring + (p % s.open_rows) * R * s.ring_width + kRingMargin; };
-  memset(ring, 0, size_t(s.open_rows * R * s.ring_width) * sizeof(float));
-  Target targets[kMaxOpenRows];
-  int64_t open = first;  // first pooled row that is not finished
-  for (int64_t r = begin < 0 ? 0 : begin; r < end; r++) {
-    int target_count = 0;
-    for (int64_t p = open; p <= last && p * g.pool_stride_h - g.pool_padding_h <= r; p++) {
-      const int64_t top = p * g.pool_stride_h - g.pool_padding_h;
-      if (r < top + g.pool_kernel_h) targets[target_count++] = {ring_rows(p), r == (top < 0 ? 0 : top)};
+// ReLU of the maximum over each window with stride 2, of a row whose even and odd columns lie apart; a kernel of 0 is any.
+template <int known_kernel>
+FASTGRAPH_INLINE void pool_row_apart_of(const float* even, int64_t odd, int64_t any_kernel, int64_t any_padding, int64_t width, float* out) {
+  const int64_t kernel = known_kernel ? known_kernel : any_kernel, padding = known_kernel ? 0 : any_padding;
+  for (int64_t first = 0; first < width; first += kLanes) {
+    const int64_t j = width < kLanes ? 0 : smaller(first, width - kLanes);  // the last vector overlaps the one before
+    F16 best = broadcast(0.0f);
+#pragma GCC unroll 3
+    for (int64_t t = 0; t < kernel; t++) best = bits_max(best, load(even + ((t - padding) & 1) * odd + j + ((t - padding) >> 1)));
+    if (width >= kLanes) {
+      store(out + j, best);
+    } else {
+      float lane[kLanes];
+      store(lane, best);
+      memcpy(out, lane, size_t(width) * sizeof(float));
     }
-    if (target_count > 0) conv_row<R>(s, weight, bias, {window.window + (r - begin) * row_floats, window.offsets}, targets, target_count);
-    for (; open <= last && r + 1 >= smaller(open * g.pool_stride_h - g.pool_padding_h + g.pool_kernel_h, s.conv_height); open++)
-      for (int64_t i = 0; i < R; i++) {
-        float* row = ring_rows(open) + i * s.ring_width;
-        // What the last vector computed beyond the row is not part of any window.
-        memset(row + s.conv_width, 0, size_t((s.conv_width + kLanes - 1) / kLanes * kLanes - s.conv_width) * sizeof(float));
-        pool_row(row - g.pool_padding_w, g.pool_kernel_w, g.pool_stride_w, s.out_width, out + i * out_channel + (open - first) * out_row);
+  }
+}
+
+void pool_row_apart(const float* even, int64_t odd, const ConvPoolGeometry& g, int64_t width, float* out) {
+  if (g.pool_kernel_w == 3 && g.pool_padding_w == 0) return pool_row_apart_of<3>(even, odd, 3, 0, width, out);
+  if (g.pool_kernel_w == 2 && g.pool_padding_w == 0) return pool_row_apart_of<2>(even, odd, 2, 0, width, out);
+  pool_row_apart_of<0>(even, odd, g.pool_kernel_w, g.pool_padding_w, width, out);
+}
+
+// What the last vector computed beyond the convolution's row is not part of any window.
+FASTGRAPH_INLINE void clear_beyond(const ConvPoolShape& s, float* row, int64_t odd) {
+  const int64_t end = s.maxima_width - kMaximaMargin, even_columns = (s.conv_width + 1) / 2, odd_columns = s.conv_width / 2;
+  if (odd == 0) {
+    memset(row + s.conv_width, 0, size_t(end - s.conv_width) * sizeof(float));
+  } else {
+    memset(row + even_columns, 0, size_t(odd - even_columns) * sizeof(float));
+    memset(row + odd + odd_columns, 0, size_t(end - odd - odd_columns) * sizeof(float));
+  }
+}
+
+// The convolution rows behind pooled rows [first, last]: of row p those in [top(p), top(p) + kernel) that exist.
+struct PoolRows {
+  int64_t first, last, kernel, stride, padding, height, open_rows;
+  FASTGRAPH_INLINE_MEMBER int64_t top(int64_t p) const { return p * stride - padding; }
+  FASTGRAPH_INLINE_MEMBER int64_t begin(int64_t top) const { return top < 0 ? 0 : top; }
+  FASTGRAPH_INLINE_MEMBER int64_t end(int64_t top) const { return smaller(top + kernel, height); }
+  FASTGRAPH_INLINE_MEMBER int64_t next(int64_t slot) const { return slot + 1 == open_rows ? 0 : slot + 1; }
+};
+
+// Vertical maxima of some channels of a strip, row by row. Even and odd columns lie apart where the pool's stride is 2.
+struct Maxima {
+  float* rows;            // pooled row p, channel i: rows + p * pitch + i * width
+  int64_t pitch, width;
+  int64_t odd;            // from the even columns of a row to its odd ones; 0 where they are not apart
+};
+
+// R x V vectors to columns [column, column + 16 V) of R rows of maxima.
+template <bool pairs, int R, int V>
+FASTGRAPH_INLINE void store_maxima(const F16 (&value)[R][V], const Maxima& maxima, float* row, int64_t column) {
+  if constexpr (pairs) {
+    if (maxima.odd) {
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) {
+        store(row + i * maxima.width + column / 2, value[i][0]);
+        store(row + i * maxima.width + maxima.odd + column / 2, value[i][1]);
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) {
+        F16 low, high;
+        interleave(value[i][0], value[i][1], &low, &high);
+        store(row + i * maxima.width + column, low);
+        store(row + i * maxima.width + column + kLanes, high);
+      }
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++)
+      for (int v = 0; v < V; v++) store(row + i * maxima.width + column + v * kLanes, value[i][v]);
+  }
+}
+
+template <int R, int V, class Body>
+FASTGRAPH_INLINE void each(const Body& body) {
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 12
+    for (int v = 0; v < V; v++) body(i, v);
+}
+
+template <bool finite>
+FASTGRAPH_INLINE F16 larger(F16 a, F16 b) { return finite ? max(a, b) : bits_max(a, b); }
+
+// Vertical maxima of R channels from `channel` on, over V vectors of columns, of all pooled rows of a strip.
+// Where all sums are finite, ReLU can wait until the pool is done (pool_row). Elsewhere it comes first: after it and with
+// the sign bit cleared (it may stand on a zero or a NaN), the order of the bit patterns is the order of the numbers and
+// NaN is the largest, so that one integer maximum is torch's max, NaN included.
+template <int R, int V, class Column>
+FASTGRAPH_INLINE void conv_column(const Column& source, const PoolRows& rows, int64_t channel, int64_t column, const Maxima& maxima, float* to) {
+  const auto tile = source.template tile<R, V>(channel, column);
+  F16 best[kMaxOpenRows][R][V];
+  const int64_t start = rows.top(rows.first), end = rows.end(rows.top(rows.last));
+  int64_t open = rows.first, top = start, slot = 0;  // the first pooled row that is not finished, and its place in `best`
+  for (int64_t r = rows.begin(start); r < end; r++) {
+    if (top > r) continue;  // a row between two windows
+    F16 total[R][V];
+    tile.compute(r - start, total);
+    if constexpr (!Column::kFinite) each<R, V>([&](int i, int v) { total[i][v] = absolute(relu(total[i][v])); });
+    int64_t p = open, p_top = top, at = slot;
+    for (; p <= rows.last && p_top <= r; p++, p_top += rows.stride, at = rows.next(at)) {
+      const bool fresh = r == rows.begin(p_top), done = r + 1 == rows.end(p_top);
+      if (fresh && !done) {
+        each<R, V>([&](int i, int v) { best[at][i][v] = total[i][v]; });
+      } else if (!done) {
+        each<R, V>([&](int i, int v) { best[at][i][v] = larger<Column::kFinite>(total[i][v], best[at][i][v]); });
+      } else {
+        F16 value[R][V];
+        each<R, V>([&](int i, int v) { value[i][v] = fresh ? total[i][v] : larger<Column::kFinite>(total[i][v], best[at][i][v]); });
+        store_maxima<Column::kPairs>(value, maxima, to + (p - rows.first) * maxima.pitch, column);
+      }
+    }
+    for (; open <= rows.last && r + 1 >= rows.end(top); open++, top += rows.stride) slot = rows.next(slot);
+  }
+}
+
+// All of a strip, by whatever computes its columns.
+template <class Column>
+FASTGRAPH_INLINE void strip_of(const ConvPoolCall& call, const Column& source, const PoolRows& rows, float* out, int64_t out_channel, float* scratch) {
+  const ConvPoolShape& s = call.shape;
+  const int64_t columns = (s.conv_width + Column::kColumns - 1) / Column::kColumns;
+  const int64_t count = rows.last - rows.first + 1;
+  const bool apart = Column::kPairs && s.g.pool_stride_w == 2;
+  const Maxima maxima{scratch + kMaximaMargin, s.group_channels * s.maxima_width, s.maxima_width, apart ? s.maxima_odd : 0};
+  // Zeros around the columns, where windows reach beyond them; for 16 k of maxima that is less than a percent.
+  if (s.g.pool_padding_w > 0 || s.beyond) memset(scratch, 0, size_t(count * maxima.pitch) * sizeof(float));
+  for (int64_t group = 0; group < s.g.out_channels; group += s.group_channels) {
+    const int64_t channels = smaller(s.group_channels, s.g.out_channels - group);
+    const RowTiles tiles = cut_rows(channels, Column::kRows);
+    with_largest<Column::kRows>(tiles, [&](auto largest) {
+      constexpr int L = decltype(largest)::value;
+      constexpr int most = Column::vectors(L) * kLanes / int(Column::kColumns);
+      for_vectors<most>(0, columns, [&](auto step, int64_t first) {
+        constexpr int V = decltype(step)::value * int(Column::kColumns) / kLanes;
+        for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t channel) {
+          conv_column<decltype(tile_rows)::value, V>(source, rows, group + channel, first * Column::kColumns, maxima, maxima.rows + channel * maxima.width);
+        });
+      });
+    });
+    for (int64_t p = 0; p < count; p++)
+      for (int64_t i = 0; i < channels; i++) {
+        float* row = maxima.rows + p * maxima.pitch + i * maxima.width;
+        float* to = out + (group + i) * out_channel + p * s.out_width;
+        if (s.beyond) clear_beyond(s, row, maxima.odd);
+        if (maxima.odd) pool_row_apart(row, maxima.odd, s.g, s.out_width, to);
+        else pool_row(row - s.g.pool_padding_w, s.g.pool_kernel_w, s.g.pool_stride_w, s.out_width, to);
       }
   }
 }
 
-void conv_pool_strip(const ConvPoolShape& s, const float* weight, const float* bias, const int64_t* offsets, const int64_t* direct_offsets,
-                     const float* image, int64_t readable, int64_t first, int64_t count, float* out, int64_t out_channel, int64_t out_row, float* scratch) {
+// Whether no pixel of these image rows is beyond the bound.
+bool bounded(const ConvPoolCall& call, const float* image, int64_t first_row, int64_t rows) {
+  const ConvPoolShape& s = call.shape;
+  const int64_t begin = first_row < 0 ? 0 : first_row, pixels = (smaller(first_row + rows, s.height) - begin) * s.width;
+  F16 largest = broadcast(0.0f);
+  float lane[kLanes] = {};
+  for (int64_t c = 0; c < s.g.in_channels; c++) {
+    const float* p = image + (c * s.height + begin) * s.width;
+    int64_t i = 0;
+    for (; i + kLanes <= pixels; i += kLanes) largest = bits_max(largest, absolute(load(p + i)));
+    for (; i < pixels; i++)
+      if (!(__builtin_fabsf(p[i]) <= call.bound)) return false;
+  }
+  store(lane, largest);
+  for (int i = 0; i < kLanes; i++)
+    if (!(lane[i] <= call.bound)) return false;
+  return true;
+}
+
+void conv_pool_strip(const ConvPoolCall& call, const float* image, int64_t readable, int64_t first, int64_t count, float* out,
+                     int64_t out_channel, float* scratch) {
+  const ConvPoolShape& s = call.shape;
   const ConvPoolGeometry& g = s.g;
-  const int64_t begin = first * g.pool_stride_h - g.pool_padding_h, image_row = begin * g.stride_h - g.padding_h;
+  const PoolRows pool{first, first + count - 1, g.pool_kernel_h, g.pool_stride_h, g.pool_padding_h, s.conv_height, s.open_rows};
+  const int64_t image_row = pool.top(first) * g.stride_h - g.padding_h;
   const int64_t rows = ((count - 1) * g.pool_stride_h + g.pool_kernel_h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
+  float* maxima = scratch;
+  float* window = scratch + s.strip_rows * s.group_channels * s.maxima_width;
+
+  if (call.winograd && call.bound > 0) {
+    const WinogradColumn column(call, image, image_row, rows, window);
+    if (column.bounded()) return strip_of(call, column, pool, out, out_channel, maxima);
+    // Row by row then: how a row is computed must depend on its own pixels only, not on how strips were cut.
+    if (count > 1) {
+      for (int64_t p = 0; p < count; p++) conv_pool_strip(call, image, readable, first + p, 1, out + p * s.out_width, out_channel, scratch);
+      return;
+    }
+  }
+
   // The image itself serves as the window where nothing is padded and vectors that end beyond a row stay inside `readable`.
   const int64_t furthest = ((g.in_channels - 1) * s.height + image_row + rows - 1) * s.width + s.phase_width;
   const bool direct = g.stride_w == 1 && g.padding_w == 0 && image_row >= 0 && image_row + rows <= s.height && furthest <= readable;
-  float* window = scratch + s.open_rows * kTileRows * s.ring_width;
   if (!direct) fill_window(s, image, image_row, window);
-  const Taps taps = direct ? Taps{image + image_row * s.width, direct_offsets} : Taps{window, offsets};
+  const float* start = direct ? image + image_row * s.width : window;
+  const int64_t* offsets = direct ? call.image_offsets : call.window_offsets;
   const int64_t row_floats = g.stride_h * (direct ? s.width : g.stride_w * s.phase_width);
-
-  // Channels outside: one tile's maxima (2 rows of 6 channels of Net: 25 KB) stay in L1, where those of all would not.
-  const RowTiles tiles = cut_rows(g.out_channels);
-  with_largest(tiles, [&](auto largest) {
-    for_row_tiles<decltype(largest)::value>(tiles, [&](auto tile_rows, int64_t channel) {
-      strip_of<decltype(tile_rows)::value>(s, weight + channel * s.taps, bias + channel, taps, row_floats, begin, first, count,
-                                           out + channel * out_channel, out_channel, out_row, scratch);
-    });
-  });
+  if (bounded(call, image, image_row, rows)) {
+    const DirectColumn<true> column(call, start, offsets, row_floats);
+    strip_of(call, column, pool, out, out_channel, maxima);
+  } else {
+    const DirectColumn<false> column(call, start, offsets, row_floats);
+    strip_of(call, column, pool, out, out_channel, maxima);
+  }
 }
 
 }  // namespace

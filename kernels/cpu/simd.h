@@ -55,9 +55,9 @@ FASTGRAPH_INLINE F16 bits_and(F16 a, uint32_t b) {
 FASTGRAPH_INLINE F16 bits_or(F16 a, F16 b) {
   return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
 }
-// Larger of the two bit patterns, as unsigned integers.
+// Larger of the two bit patterns, as signed integers.
 FASTGRAPH_INLINE F16 bits_max(F16 a, F16 b) {
-  return {_mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+  return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
 }
 FASTGRAPH_INLINE F16 round(F16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // 2^n for whole n in [-126, 127].
@@ -72,6 +72,12 @@ FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
   const __m512i e = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   even->v = _mm512_permutex2var_ps(a.v, e, b.v);
   odd->v = _mm512_permutex2var_ps(a.v, _mm512_or_si512(e, _mm512_set1_epi32(1)), b.v);
+}
+// The inverse: even[0], odd[0], even[1], odd[1] ...
+FASTGRAPH_INLINE void interleave(F16 even, F16 odd, F16* a, F16* b) {
+  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  a->v = _mm512_permutex2var_ps(even.v, low, odd.v);
+  b->v = _mm512_permutex2var_ps(even.v, _mm512_or_si512(low, _mm512_set1_epi32(8)), odd.v);
 }
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -93,6 +99,15 @@ FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++) sum[i][v].hi = _mm256_fmadd_ps(left[i].hi, hi, sum[i][v].hi);
 }
+
+// The first eight lanes alone, which are a register of their own here: for panels with few outputs.
+#define FASTGRAPH_HAS_F8 1
+struct F8 { __m256 v; };
+FASTGRAPH_INLINE F8 broadcast_8(float x) { return {_mm256_set1_ps(x)}; }
+FASTGRAPH_INLINE F8 load_8(const float* p) { return {_mm256_loadu_ps(p)}; }
+FASTGRAPH_INLINE F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+FASTGRAPH_INLINE F16 with_zeros(F8 a) { return {a.v, _mm256_setzero_ps()}; }
+
 FASTGRAPH_INLINE F16 add(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 FASTGRAPH_INLINE F16 sub(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 FASTGRAPH_INLINE F16 mul(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
@@ -105,10 +120,10 @@ FASTGRAPH_INLINE F16 bits_and(F16 a, uint32_t b) {
   return {_mm256_and_ps(a.lo, m), _mm256_and_ps(a.hi, m)};
 }
 FASTGRAPH_INLINE F16 bits_or(F16 a, F16 b) { return {_mm256_or_ps(a.lo, b.lo), _mm256_or_ps(a.hi, b.hi)}; }
-// Larger of the two bit patterns, as unsigned integers.
+// Larger of the two bit patterns, as signed integers.
 FASTGRAPH_INLINE F16 bits_max(F16 a, F16 b) {
-  return {_mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a.lo), _mm256_castps_si256(b.lo))),
-          _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a.hi), _mm256_castps_si256(b.hi)))};
+  return {_mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.lo), _mm256_castps_si256(b.lo))),
+          _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.hi), _mm256_castps_si256(b.hi)))};
 }
 FASTGRAPH_INLINE F16 round(F16 a) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
@@ -133,6 +148,16 @@ FASTGRAPH_INLINE void deinterleave_8(__m256 a, __m256 b, __m256* even, __m256* o
 FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
   deinterleave_8(a.lo, a.hi, &even->lo, &odd->lo);
   deinterleave_8(b.lo, b.hi, &even->hi, &odd->hi);
+}
+FASTGRAPH_INLINE void interleave_8(__m256 even, __m256 odd, __m256* a, __m256* b) {
+  __m256 low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
+  *a = _mm256_permute2f128_ps(low, high, 0x20);
+  *b = _mm256_permute2f128_ps(low, high, 0x31);
+}
+// The inverse: even[0], odd[0], even[1], odd[1] ...
+FASTGRAPH_INLINE void interleave(F16 even, F16 odd, F16* a, F16* b) {
+  interleave_8(even.lo, odd.lo, &a->lo, &a->hi);
+  interleave_8(even.hi, odd.hi, &b->lo, &b->hi);
 }
 
 #else
@@ -160,8 +185,8 @@ FASTGRAPH_INLINE F16 max(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] > b.v[i] ? a.v[i
 FASTGRAPH_INLINE F16 min(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 FASTGRAPH_INLINE F16 bits_and(F16 a, uint32_t b) { FASTGRAPH_LANES(from_bits(to_bits(a.v[i]) & b)); }
 FASTGRAPH_INLINE F16 bits_or(F16 a, F16 b) { FASTGRAPH_LANES(from_bits(to_bits(a.v[i]) | to_bits(b.v[i]))); }
-// Larger of the two bit patterns, as unsigned integers.
-FASTGRAPH_INLINE F16 bits_max(F16 a, F16 b) { FASTGRAPH_LANES(to_bits(a.v[i]) > to_bits(b.v[i]) ? a.v[i] : b.v[i]); }
+// Larger of the two bit patterns, as signed integers.
+FASTGRAPH_INLINE F16 bits_max(F16 a, F16 b) { FASTGRAPH_LANES(int32_t(to_bits(a.v[i])) > int32_t(to_bits(b.v[i])) ? a.v[i] : b.v[i]); }
 FASTGRAPH_INLINE F16 round(F16 a) { FASTGRAPH_LANES(__builtin_rintf(a.v[i])); }
 // 2^n for whole n in [-126, 127]. A NaN has no whole part: it gives 1 and the caller's product keeps the NaN.
 FASTGRAPH_INLINE F16 exp2_whole(F16 n) { FASTGRAPH_LANES(n.v[i] == n.v[i] ? from_bits(uint32_t(int32_t(n.v[i]) + 127) << 23) : 1.0f); }
@@ -175,6 +200,15 @@ FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
     even->v[i + kLanes / 2] = b.v[2 * i];
     odd->v[i] = a.v[2 * i + 1];
     odd->v[i + kLanes / 2] = b.v[2 * i + 1];
+  }
+}
+// The inverse: even[0], odd[0], even[1], odd[1] ...
+FASTGRAPH_INLINE void interleave(F16 even, F16 odd, F16* a, F16* b) {
+  for (int i = 0; i < kLanes / 2; i++) {
+    a->v[2 * i] = even.v[i];
+    a->v[2 * i + 1] = odd.v[i];
+    b->v[2 * i] = even.v[i + kLanes / 2];
+    b->v[2 * i + 1] = odd.v[i + kLanes / 2];
   }
 }
 #undef FASTGRAPH_LANES

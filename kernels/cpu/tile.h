@@ -68,34 +68,23 @@ FASTGRAPH_INLINE void tile(const float* a, int64_t lda, int64_t begin, int64_t e
 template <int N>
 struct Int { static constexpr int value = N; };
 
-// Rows are cut into the fewest tiles of at most kTileRows, as even as possible, since a thin last tile
+// Rows are cut into the fewest tiles of at most `most`, as even as possible, since a thin last tile
 // would leave the multipliers waiting: `largest` rows each, or one fewer.
 struct RowTiles {
   int64_t count, largest, full;  // the first `full` tiles have `largest` rows
 };
 
-FASTGRAPH_INLINE RowTiles cut_rows(int64_t rows) {
-  const int64_t count = (rows + kTileRows - 1) / kTileRows, largest = (rows + count - 1) / count;
+FASTGRAPH_INLINE RowTiles cut_rows(int64_t rows, int most = kTileRows) {
+  const int64_t count = (rows + most - 1) / most, largest = (rows + count - 1) / count;
   return {count, largest, rows - count * (largest - 1)};
 }
 
-// Calls body(Int<tiles.largest>).
-template <class Body>
+// Calls body(Int<tiles.largest>), which is at most Most.
+template <int Most = kTileRows, class Body>
 FASTGRAPH_INLINE void with_largest(const RowTiles& tiles, const Body& body) {
-  switch (tiles.largest) {
-    case 1: return body(Int<1>{});
-    case 2: return body(Int<2>{});
-    case 3: return body(Int<3>{});
-    case 4: return body(Int<4>{});
-#if defined(__AVX2__)
-    case 5: return body(Int<5>{});
-    case 6: return body(Int<6>{});
-#endif
-#if defined(__AVX512F__)
-    case 7: return body(Int<7>{});
-    case 8: return body(Int<8>{});
-#endif
-  }
+  if constexpr (Most > 1)
+    if (tiles.largest < Most) return with_largest<Most - 1>(tiles, body);
+  body(Int<Most>{});
 }
 
 // Calls body(Int<rows of the tile>, its first row) for every tile; R is tiles.largest.
