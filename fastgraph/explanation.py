@@ -12,7 +12,7 @@ from torch import fx
 from fastgraph.capture import Captured, sizes
 from fastgraph.rewrite import Rewritten
 from fastgraph.rewrite.rule import origins
-from kernels.native import cpu_capability
+from kernels.native import cpu_capability, takes
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,11 @@ def _shape(node: fx.Node) -> str:
 
 
 def _kernel(node: fx.Node) -> str:
-    """What runs a fused node: "mlp (avx2)", or ATen for a dtype that the kernels do not take."""
+    """What runs a fused node: "mlp (avx2, bfloat16 weights)", or ATen for a dtype that the kernels do not take."""
     name = str(node.target).split(".")[1]
-    tensor = node.meta["val"]
-    if tensor.device.type == "cpu" and tensor.dtype is torch.float32 and cpu_capability() != "aten":
-        return f"{name} ({cpu_capability()})"
+    weights = [n.meta["val"] for n in node.all_input_nodes[1:]]
+    tensor = weights[0]
+    if takes(*weights):
+        dtype = "" if tensor.dtype is torch.float32 else ", bfloat16 weights"
+        return f"{name} ({cpu_capability()}{dtype})"
     return f"{name} (ATen, {str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type})"

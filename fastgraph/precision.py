@@ -32,7 +32,32 @@ def cast(graph_module: fx.GraphModule, dtype: torch.dtype) -> None:
         node.meta["val"] = node.meta["val"].to(dtype)
         if output in node.users:
             _cast_for(graph, node, before, [output])
+    _drop_casts_around_fused(graph)
     graph_module.recompile()
+
+
+def _drop_casts_around_fused(graph: fx.Graph) -> None:
+    """A fused op on the CPU takes an fp32 input beside bf16 weights, and returns fp32 then: no casts around it."""
+    for node in graph.nodes:
+        if not str(node.target).startswith("fastgraph.") or node.meta["val"].device.type != "cpu":
+            continue
+        narrowed, users = node.args[0], list(node.users)
+        if not _is_cast(narrowed, torch.bfloat16) or not all(_is_cast(user, torch.float32) for user in users):
+            continue
+        source = narrowed.args[0]
+        if source.meta["val"].dtype != torch.float32:
+            continue
+        node.update_arg(0, source)
+        node.meta["val"] = node.meta["val"].float()
+        for user in users:
+            user.replace_all_uses_with(node)
+            graph.erase_node(user)
+        if not narrowed.users:
+            graph.erase_node(narrowed)
+
+
+def _is_cast(node: fx.Node, dtype: torch.dtype) -> bool:
+    return bool(node.target == aten.to.dtype and node.args[1] == dtype)
 
 
 def _is_floating(node: fx.Node, dtype: torch.dtype) -> bool:

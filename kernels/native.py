@@ -12,7 +12,8 @@ from types import ModuleType
 
 import torch
 
-CAPABILITIES = ("avx512", "avx2", "scalar", "aten")
+CAPABILITIES = ("avx512_bf16", "avx512", "avx2", "scalar", "aten")
+TAKEN = ({torch.float32}, {torch.bfloat16})  # dtypes of weights
 
 _native: ModuleType | None = None
 _missing = ""
@@ -47,7 +48,10 @@ elif _capability != "aten":
 
 
 def cpu_capability() -> str:
-    """What CPU calls run on: "avx512", "avx2", "scalar", or "aten" where the compiled kernels are not used."""
+    """What CPU calls run on: "avx512_bf16" (AVX-512 with bf16 dot products), "avx512", "avx2", "scalar", or "aten".
+
+    "aten" means that the compiled kernels are not used.
+    """
     return _capability
 
 
@@ -56,13 +60,17 @@ def kernels() -> ModuleType | None:
     return _native if _capability != "aten" else None
 
 
-def empty(*size: int) -> torch.Tensor:
-    """An uninitialised fp32 tensor on the CPU."""
+def empty(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """An uninitialised tensor on the CPU."""
+    if dtype is not torch.float32:
+        return torch.empty(size, dtype=dtype)
     if torch.get_default_dtype() is torch.float32:
         return torch.empty(*size)  # 1.1 us, against 2.4 us with the dtype named
     return torch.empty(size, dtype=torch.float32)
 
 
-def takes(*tensors: torch.Tensor | None) -> bool:
-    """Whether the compiled kernels can be used for these tensors: all fp32 on the CPU."""
-    return _capability != "aten" and all(t is None or (t.is_cpu and t.dtype is torch.float32) for t in tensors)
+def takes(*weights: torch.Tensor | None) -> bool:
+    """Whether the compiled kernels can be used with these weights: all on the CPU, all fp32 or all bf16."""
+    present = [t for t in weights if t is not None]
+    dtypes = {t.dtype for t in present}
+    return _capability != "aten" and dtypes in TAKEN and all(t.is_cpu for t in present)

@@ -6,9 +6,9 @@
     output = max_pool2d(relu(conv2d(input, weight, bias)))
 
 input [B, C, H, W], weight [O, C, kernel_h, kernel_w], bias [O] or None, output [B, O, H', W'] with the sizes of
-torch.nn.Conv2d and torch.nn.MaxPool2d. All tensors have one floating dtype and one device; fp32 on the CPU runs in
-compiled kernels (fp32 accumulation in a fixed order, see kernels/cpu/tile.h), everything else in ATen. RuntimeError for
-tensors that do not fit together.
+torch.nn.Conv2d and torch.nn.MaxPool2d. All tensors have one device and one floating dtype, but for an fp32 input beside
+bf16 weights: then the result is fp32. fp32 and bf16 on the CPU run in compiled kernels (fp32 sums in a fixed order, see
+kernels/cpu/tile.h; bf16 weights are widened), everything else in ATen. RuntimeError for tensors that do not fit.
 """
 
 from collections.abc import Sequence
@@ -102,10 +102,10 @@ def check(op: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 
 
 def pack(tensors: Sequence[torch.Tensor | None], geometry: Geometry) -> Any:
-    """Weight and bias in the kernel's own memory; `tensors` are both. fp32, CPU."""
+    """Weight and bias in the kernel's own memory; `tensors` are both. fp32 or bf16, CPU."""
     module = native.kernels()
     assert module is not None
-    weight, bias = (None if t is None else t.detach().contiguous() for t in tensors)
+    weight, bias = (None if t is None else t.detach().float().contiguous() for t in tensors)
     assert weight is not None
     out_channels, in_channels, *kernel = weight.shape
     sizes = [in_channels, out_channels, *kernel, *(n for pair in geometry[:-1] for n in pair)]
@@ -121,18 +121,18 @@ def packed(weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) 
 
 
 def run(packed_conv: Any, image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """The kernel on images [B, C, H, W], contiguous; `size` is that of the result."""
-    output = native.empty(*size)
+    """The kernel on images [B, C, H, W], contiguous, fp32 or bf16; `size` is that of the result."""
+    output, wide = native.empty(*size), image.float()
     batch, _, height, width = image.shape
     if batch:
-        packed_conv.run(image.data_ptr(), batch, height, width, output.data_ptr(), torch.get_num_threads())
-    return output
+        packed_conv.run(wide.data_ptr(), batch, height, width, output.data_ptr(), torch.get_num_threads())
+    return output.to(image.dtype)
 
 
 def conv_pool_cpu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> torch.Tensor:
     """The op on CPU tensors."""
     check("conv_pool", input, weight, bias, geometry)
-    if not native.takes(input) or weight.numel() == 0:
+    if not native.takes(weight, bias) or weight.numel() == 0:
         return conv_pool_reference(input, weight, bias, geometry)
     return run(packed(weight, bias, geometry), input.contiguous(), output_shape(input, weight, geometry))
 
@@ -164,6 +164,7 @@ def conv_pool_backward(
     """Gradients of input, weight and bias. The convolution is computed again, in ATen, rather than kept."""
     aten = torch.ops.aten
     stride, padding, dilation, pool_kernel_size, pool_stride, pool_padding, ceil_mode = geometry
+    dtype, input, grad = input.dtype, input.to(weight.dtype), grad.to(weight.dtype)
     conv = torch.relu(torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation))
     pool = (list(pool_kernel_size), list(pool_stride), list(pool_padding), [1, 1], ceil_mode)
     _, indices = aten.max_pool2d_with_indices(conv, *pool)
@@ -172,7 +173,7 @@ def conv_pool_backward(
     conv_arguments = (list(stride), list(padding), list(dilation), False, [0, 0], 1)
     bias_size = None if bias is None else [bias.shape[0]]
     grads = aten.convolution_backward(grad, input, weight, bias_size, *conv_arguments, [True, True, bias is not None])
-    return grads[0], grads[1], grads[2] if bias is not None else None
+    return grads[0].to(dtype), grads[1], grads[2] if bias is not None else None
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -204,10 +205,11 @@ class Direct:
         self._geometry = geometry
         taken = native.takes(weight, bias) and weight.numel() > 0
         self._packed = packed(weight, bias, geometry) if taken else None
+        self._dtypes = {torch.float32, weight.dtype}
         self._checked: tuple[Any, Any] = (None, None)  # the last input shape, and the result's
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        if self._packed is None or input.dtype is not torch.float32 or not input.is_cpu or not input.is_contiguous():
+        if self._packed is None or input.dtype not in self._dtypes or not input.is_cpu or not input.is_contiguous():
             return torch.ops.fastgraph.conv_pool.default(input, *self._arguments)
         shape, output = self._checked
         if input.shape != shape:

@@ -18,6 +18,8 @@ def conv_pool(
     pool_padding: Sequence[int],
     ceil_mode: bool,
 ) -> torch.Tensor:
-    """max_pool2d(relu(conv2d(input))). Shapes as in `kernels.conv_pool.op`."""
-    conv = torch.relu(F.conv2d(input, weight, bias, list(stride), list(padding), list(dilation)))
-    return F.max_pool2d(conv, list(pool_kernel_size), list(pool_stride), list(pool_padding), 1, ceil_mode)
+    """max_pool2d(relu(conv2d(input))), in the weight's dtype. Shapes as in `kernels.conv_pool.op`."""
+    conv = torch.relu(F.conv2d(input.to(weight.dtype), weight, bias, list(stride), list(padding), list(dilation)))
+    return F.max_pool2d(conv, list(pool_kernel_size), list(pool_stride), list(pool_padding), 1, ceil_mode).to(
+        input.dtype
+    )

@@ -69,13 +69,13 @@ def row_by_row(input: torch.Tensor, arguments: Arguments) -> bool:
 
 
 def run(packed_conv: Any, packed_mlp: Any, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The kernel on images [B, C, H, W], contiguous; `size` is that of the result."""
-    output = native.empty(*size)
+    """The kernel on images [B, C, H, W], contiguous, fp32 or bf16; `size` is that of the result."""
+    output, wide = native.empty(*size), image.float()
     batch, _, height, width = image.shape
     if batch:
         threads = torch.get_num_threads()
-        packed_conv.run_mlp(packed_mlp, image.data_ptr(), batch, height, width, output.data_ptr(), threads)
-    return output
+        packed_conv.run_mlp(packed_mlp, wide.data_ptr(), batch, height, width, output.data_ptr(), threads)
+    return output.to(image.dtype)
 
 
 def in_two(input: torch.Tensor, arguments: Arguments) -> torch.Tensor:
@@ -89,7 +89,7 @@ def conv_pool_mlp_cpu(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
     """The op on CPU tensors."""
     check(input, arguments)
     weight, bias, geometry, weights, biases, activations = split(arguments)
-    if not native.takes(input) or weight.numel() == 0 or not row_by_row(input, arguments):
+    if not native.takes(weight, bias, *weights, *biases) or weight.numel() == 0 or not row_by_row(input, arguments):
         return in_two(input, arguments)
     packed_conv = conv_pool.packed(weight, bias, geometry)
     packed_mlp = mlp.packed(weights, biases, activations)
@@ -146,15 +146,11 @@ class Direct:
         taken = native.takes(weight, bias, *weights, *biases) and weight.numel() > 0
         self._packed_conv = conv_pool.packed(weight, bias, geometry) if taken else None
         self._packed_mlp = mlp.packed(weights, biases, activations) if taken else None
+        self._dtypes = {torch.float32, weight.dtype}
         self._checked: tuple[Any, Any] = (None, None)  # the last input shape, and the result's
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        if (
-            self._packed_mlp is None
-            or input.dtype is not torch.float32
-            or not input.is_cpu
-            or not input.is_contiguous()
-        ):
+        if self._packed_mlp is None or input.dtype not in self._dtypes or not input.is_cpu or not input.is_contiguous():
             return torch.ops.fastgraph.conv_pool_mlp.default(input, *self._arguments)
         shape, output = self._checked
         if input.shape != shape:

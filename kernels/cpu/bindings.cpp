@@ -29,14 +29,14 @@ float* output(Address a) { return reinterpret_cast<float*>(a); }
 // weight, bias or 0, out_features, in_features, activations as numbers (enum Activation)
 using LayerTuple = std::tuple<Address, Address, int64_t, int64_t, std::vector<int>>;
 
-void make_mlp(Mlp* self, const std::vector<LayerTuple>& layers) {
+void make_mlp(Mlp* self, const std::vector<LayerTuple>& layers, bool bf16) {
   std::vector<Mlp::Source> sources;
   for (const auto& [weight, bias, out_features, in_features, numbers] : layers) {
     std::vector<Activation> activations;
     for (int n : numbers) activations.push_back(static_cast<Activation>(n));
     sources.push_back({input(weight), input(bias), out_features, in_features, activations});
   }
-  new (self) Mlp(sources);
+  new (self) Mlp(sources, bf16);
 }
 
 // conv_pool's sizes in the order of ConvPoolGeometry
@@ -90,8 +90,10 @@ NB_MODULE(_native, m) {
   m.def("unchanged", &unchanged, "tensors"_a, "seen"_a);
 
   nb::class_<Mlp>(m, "Mlp")
-      .def("__init__", &make_mlp, "layers"_a)
+      .def("__init__", &make_mlp, "layers"_a, "bf16"_a)
       .def("run", [](const Mlp& self, Address x, int64_t ldx, int64_t rows, Address y, int threads) { self.run(input(x), ldx, rows, output(y), threads); }, Release())
+      .def("run_bf16", [](const Mlp& self, Address x, int64_t ldx, int64_t rows, Address y, int threads) {
+        self.run_bf16(reinterpret_cast<const uint16_t*>(x), ldx, rows, reinterpret_cast<uint16_t*>(y), threads); }, Release())
       .def_prop_ro("packed_bytes", &Mlp::packed_bytes);
 
   nb::class_<ConvPool>(m, "ConvPool")

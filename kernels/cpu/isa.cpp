@@ -6,9 +6,9 @@
 
 namespace fastgraph {
 
-extern const Isa isa_avx512, isa_avx2, isa_scalar;
+extern const Isa isa_avx512_bf16, isa_avx512, isa_avx2, isa_scalar;
 
-const Isa* const kIsas[] = {&isa_avx512, &isa_avx2, &isa_scalar};
+const Isa* const kIsas[] = {&isa_avx512_bf16, &isa_avx512, &isa_avx2, &isa_scalar};
 const int kIsaCount = int(sizeof(kIsas) / sizeof(kIsas[0]));
 
 namespace {

@@ -13,7 +13,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+#define FASTGRAPH_ISA avx512_bf16
+#elif defined(__AVX512F__)
 #define FASTGRAPH_ISA avx512
 #elif defined(__AVX2__) && defined(__FMA__)
 #define FASTGRAPH_ISA avx2
@@ -79,6 +81,9 @@ FASTGRAPH_INLINE void interleave(F16 even, F16 odd, F16* a, F16* b) {
   a->v = _mm512_permutex2var_ps(even.v, low, odd.v);
   b->v = _mm512_permutex2var_ps(even.v, _mm512_or_si512(low, _mm512_set1_epi32(8)), odd.v);
 }
+// Sixteen pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
+FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))}; }
+FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xFFFF0000u))))}; }
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
@@ -107,6 +112,13 @@ FASTGRAPH_INLINE F8 broadcast_8(float x) { return {_mm256_set1_ps(x)}; }
 FASTGRAPH_INLINE F8 load_8(const float* p) { return {_mm256_loadu_ps(p)}; }
 FASTGRAPH_INLINE F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 FASTGRAPH_INLINE F16 with_zeros(F8 a) { return {a.v, _mm256_setzero_ps()}; }
+
+// Sixteen pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
+FASTGRAPH_INLINE __m256i load_words_8(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+FASTGRAPH_INLINE __m256 firsts_8(const uint32_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(load_words_8(p), 16)); }
+FASTGRAPH_INLINE __m256 seconds_8(const uint32_t* p) { return _mm256_castsi256_ps(_mm256_and_si256(load_words_8(p), _mm256_set1_epi32(int(0xFFFF0000u)))); }
+FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { return {firsts_8(p), firsts_8(p + 8)}; }
+FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { return {seconds_8(p), seconds_8(p + 8)}; }
 
 FASTGRAPH_INLINE F16 add(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 FASTGRAPH_INLINE F16 sub(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
@@ -173,6 +185,9 @@ struct Mask { bool m[kLanes]; };
 FASTGRAPH_INLINE uint32_t to_bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 FASTGRAPH_INLINE float from_bits(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
 FASTGRAPH_INLINE F16 broadcast(float x) { FASTGRAPH_LANES(x); }
+// Sixteen pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
+FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] << 16)); }
+FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] & 0xFFFF0000u)); }
 FASTGRAPH_INLINE F16 load(const float* p) { FASTGRAPH_LANES(p[i]); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { for (int i = 0; i < kLanes; i++) p[i] = a.v[i]; }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { FASTGRAPH_LANES(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }

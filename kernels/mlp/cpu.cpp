@@ -39,9 +39,35 @@ void pack_weight(const float* weight, int64_t out_features, int64_t in_features,
   }
 }
 
+// The same for bf16: panels[p][k / 2][j] holds weight[16 p + j][k] and [k + 1].
+void pack_weight(const uint16_t* weight, int64_t out_features, int64_t in_features, uint32_t* panels) {
+  const auto at = [&](int64_t row, int64_t k) {
+    return row < out_features && k < in_features ? uint32_t(weight[row * in_features + k]) : uint32_t(0);
+  };
+  for (int64_t first = 0; first < out_features; first += kLanes)
+    for (int64_t k = 0; k < in_features; k += 2)
+      for (int64_t j = 0; j < kLanes; j++) *panels++ = at(first + j, k) | at(first + j, k + 1) << 16;
+}
+
+float widen(uint16_t x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float wide;
+  memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+// Round to nearest even; a NaN stays one.
+uint16_t narrow(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  if (x != x) return uint16_t(bits >> 16 | 0x40);
+  return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
 }  // namespace
 
-Mlp::Mlp(const std::vector<Source>& sources) : storage_(nullptr, free) {
+Mlp::Mlp(const std::vector<Source>& sources, bool bf16) : storage_(nullptr, free), bf16_(bf16) {
+  const auto weight_rows = [&](int64_t in_features) { return bf16 ? (in_features + 1) / 2 : in_features; };
   for (const Source& s : sources) {
     MlpLayer layer{};
     layer.in_features = s.in_features;
@@ -49,21 +75,26 @@ Mlp::Mlp(const std::vector<Source>& sources) : storage_(nullptr, free) {
     layer.panel_count = (s.out_features + kLanes - 1) / kLanes;
     if (s.activations.size() > size_t(kMaxActivations)) throw std::invalid_argument("mlp: too many activations in one layer");
     for (Activation a : s.activations) layer.activations[layer.activation_count++] = a;
-    packed_floats_ += layer.panel_count * kLanes * (s.in_features + 1);
-    width_ = std::max(width_, layer.panel_count * kLanes);
+    packed_words_ += layer.panel_count * kLanes * (weight_rows(s.in_features) + 1);
+    width_ = std::max({width_, layer.panel_count * kLanes, bf16 ? weight_rows(s.in_features) : 0});
     multiply_adds_ += s.in_features * s.out_features;
     layers_.push_back(layer);
   }
   void* data = nullptr;
-  if (posix_memalign(&data, 64, size_t(std::max<int64_t>(packed_floats_, 1)) * sizeof(float)) != 0) throw std::bad_alloc();
+  if (posix_memalign(&data, 64, size_t(std::max<int64_t>(packed_words_, 1)) * sizeof(float)) != 0) throw std::bad_alloc();
   storage_.reset(static_cast<float*>(data));
   float* next = storage_.get();
   for (size_t i = 0; i < layers_.size(); i++) {
     MlpLayer& layer = layers_[i];
     const int64_t padded = layer.panel_count * kLanes;
-    pack_weight(sources[i].weight, layer.out_features, layer.in_features, next);
-    layer.panels = next;
-    next += padded * layer.in_features;
+    if (bf16) {
+      layer.pairs = reinterpret_cast<uint32_t*>(next);
+      pack_weight(static_cast<const uint16_t*>(sources[i].weight), layer.out_features, layer.in_features, reinterpret_cast<uint32_t*>(next));
+    } else {
+      layer.panels = next;
+      pack_weight(static_cast<const float*>(sources[i].weight), layer.out_features, layer.in_features, next);
+    }
+    next += padded * weight_rows(layer.in_features);
     std::fill(next, next + padded, 0.0f);
     if (sources[i].bias) std::copy(sources[i].bias, sources[i].bias + layer.out_features, next);
     layer.bias = next;
@@ -71,36 +102,55 @@ Mlp::Mlp(const std::vector<Source>& sources) : storage_(nullptr, free) {
   }
 }
 
-void Mlp::run_block(const float* x, int64_t ldx, int64_t rows, float* y, float* scratch) const {
+template <class Step>
+void Mlp::for_layers(const float* x, int64_t ldx, int64_t rows, float* y, float* scratch, const Step& step) const {
   const MlpKernels& kernels = isa().mlp;
   for (size_t i = 0; i < layers_.size(); i++) {
     const MlpLayer& layer = layers_[i];
     float* out = scratch + (i % 2) * rows * width_;
     const int64_t ldo = layer.panel_count * kLanes;
-    kernels.layer(layer, x, ldx, rows, out, ldo, 0, layer.panel_count);
+    if (bf16_ && kernels.narrow) {
+      float* narrowed = scratch + 2 * rows * width_;
+      kernels.narrow(x, ldx, rows, layer.in_features, narrowed);
+      x = narrowed;
+      ldx = (layer.in_features + 1) / 2;
+    }
+    step(layer, x, ldx, out, ldo);
     x = out;
     ldx = ldo;
   }
   kernels.finish(layers_.back(), const_cast<float*>(x), ldx, rows, y);
 }
 
+void Mlp::run_block(const float* x, int64_t ldx, int64_t rows, float* y, float* scratch) const {
+  const auto kernel = bf16_ ? isa().mlp.layer_bf16 : isa().mlp.layer;
+  for_layers(x, ldx, rows, y, scratch, [&](const MlpLayer& layer, const float* a, int64_t lda, float* out, int64_t ldo) {
+    kernel(layer, a, lda, rows, out, ldo, 0, layer.panel_count);
+  });
+}
+
 // Few rows: each layer's columns are divided, so that every weight is read by one thread only.
 void Mlp::run_columns(const float* x, int64_t ldx, int64_t rows, float* y, Lease& lease) const {
-  const MlpKernels& kernels = isa().mlp;
-  float* scratch = thread_arena(scratch_floats(rows));
-  for (size_t i = 0; i < layers_.size(); i++) {
-    const MlpLayer& layer = layers_[i];
-    float* out = scratch + (i % 2) * rows * width_;
-    const int64_t ldo = layer.panel_count * kLanes;
-    const int64_t chunks = (layer.panel_count + kColumnPanels - 1) / kColumnPanels;
-    lease.run(chunks, [&](int64_t c) {
+  const auto kernel = bf16_ ? isa().mlp.layer_bf16 : isa().mlp.layer;
+  for_layers(x, ldx, rows, y, thread_arena(scratch_floats(rows)), [&](const MlpLayer& layer, const float* a, int64_t lda, float* out, int64_t ldo) {
+    lease.run((layer.panel_count + kColumnPanels - 1) / kColumnPanels, [&](int64_t c) {
       const int64_t first = c * kColumnPanels;
-      kernels.layer(layer, x, ldx, rows, out, ldo, first, std::min(first + kColumnPanels, layer.panel_count));
+      kernel(layer, a, lda, rows, out, ldo, first, std::min(first + kColumnPanels, layer.panel_count));
     });
-    x = out;
-    ldx = ldo;
+  });
+}
+
+// In blocks of rows, since what is widened should not go through memory.
+void Mlp::run_bf16(const uint16_t* x, int64_t ldx, int64_t rows, uint16_t* y, int threads) const {
+  const int64_t in = in_features(), out = out_features(), block = std::max<int64_t>(1, std::min(rows, kBlockRows * threads));
+  std::vector<float> wide(size_t(block * (in + out)));
+  float* result = wide.data() + block * in;
+  for (int64_t first = 0; first < rows; first += block) {
+    const int64_t count = std::min(block, rows - first);
+    for (int64_t r = 0; r < count; r++) std::transform(x + (first + r) * ldx, x + (first + r) * ldx + in, wide.data() + r * in, widen);
+    run(wide.data(), in, count, result, threads);
+    std::transform(result, result + count * out, y + first * out, narrow);
   }
-  kernels.finish(layers_.back(), const_cast<float*>(x), ldx, rows, y);
 }
 
 void Mlp::run(const float* x, int64_t ldx, int64_t rows, float* y, int threads) const {

@@ -7,6 +7,7 @@ namespace fastgraph {
 namespace FASTGRAPH_ISA {
 namespace {
 
+// fp32 weights, as the tile's right operand.
 struct Panels {
   const float* first;
   int64_t stride;  // floats from one panel to the next
@@ -59,38 +60,227 @@ void half_panel(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows
 }
 #endif
 
-void mlp_layer(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last) {
-  const int64_t K = layer.in_features;
-  const bool relu_first = layer.activation_count > 0 && layer.activations[0] == Activation::relu;
-  int64_t whole = last;
-#if defined(FASTGRAPH_HAS_F8)
-  if (last == layer.panel_count && is_half(layer)) {
-    whole--;
-    half_panel(layer, a, lda, rows, out, ldo, whole, relu_first);
+template <int R, int V>
+struct Sums {
+  F16 at[R][V];
+};
+
+// Gives accumulators back from a function of its own: inlined into the loops around it, a tile loses registers to them and
+// half its speed, for 2 % that the call costs.
+#define FASTGRAPH_OUT_OF_LINE __attribute__((noinline))
+template <int R, int V>
+FASTGRAPH_INLINE Sums<R, V> give(const F16 (&sum)[R][V]) {
+  Sums<R, V> sums;
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 12
+    for (int v = 0; v < V; v++) sums.at[i][v] = sum[i][v];
+  return sums;
+}
+
+template <int R, int V>
+FASTGRAPH_INLINE void clear(F16 (&sum)[R][V]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 12
+    for (int v = 0; v < V; v++) sum[i][v] = broadcast(0.0f);
+}
+
+// fp32 weights as they are packed.
+struct Fp32Weights {
+  const MlpLayer& layer;
+
+  // Sums of one block of k for any number of row tiles, V panels from `panel` on.
+  template <int V>
+  struct Block {
+    Panels panels;
+    int64_t begin, end;
+    template <int R>
+    FASTGRAPH_OUT_OF_LINE Sums<R, V> sums(const float* a, int64_t lda) const {
+      F16 sum[R][V];
+      tile(a, lda, begin, end, panels, sum);
+      return give(sum);
+    }
+  };
+
+  template <int V>
+  FASTGRAPH_INLINE_MEMBER Block<V> block(int64_t panel, int64_t begin, int64_t end, int64_t) const {
+    const int64_t stride = layer.in_features * kLanes;
+    return {{layer.panels + panel * stride, stride}, begin, end};
   }
+};
+
+#if defined(__AVX512BF16__)
+// bf16 weights and activations, two products at once. `a` holds pairs (mlp_narrow). vdpbf16ps takes denormals as zero.
+struct Bf16Weights {
+  const MlpLayer& layer;
+
+  template <int V>
+  struct Block {
+    const uint32_t* pairs;
+    int64_t stride, begin, end;
+    template <int R>
+    FASTGRAPH_OUT_OF_LINE Sums<R, V> sums(const float* a, int64_t lda) const {
+      F16 sum[R][V];
+      clear(sum);
+      for (int64_t k = begin / 2; k < (end + 1) / 2; k++) {
+        __m512bh right[V];
+#pragma GCC unroll 12
+        for (int v = 0; v < V; v++) right[v] = __m512bh(_mm512_loadu_si512(pairs + v * stride + k * kLanes));
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) {
+          const __m512bh left = __m512bh(_mm512_castps_si512(_mm512_set1_ps(a[i * lda + k])));
+#pragma GCC unroll 12
+          for (int v = 0; v < V; v++) sum[i][v].v = _mm512_dpbf16_ps(sum[i][v].v, left, right[v]);
+        }
+      }
+      return give(sum);
+    }
+  };
+
+  template <int V>
+  FASTGRAPH_INLINE_MEMBER Block<V> block(int64_t panel, int64_t begin, int64_t end, int64_t) const {
+    const int64_t stride = (layer.in_features + 1) / 2 * kLanes;
+    return {layer.pairs + panel * stride, stride, begin, end};
+  }
+};
+
+void mlp_narrow(const float* a, int64_t lda, int64_t rows, int64_t in_features, float* to) {
+  const int64_t words = (in_features + 1) / 2;
+  for (int64_t row = 0; row < rows; row++) {
+    const float* from = a + row * lda;
+    float* pairs = to + row * words;
+    int64_t k = 0;
+    for (; k + 2 * kLanes <= in_features; k += 2 * kLanes)
+      _mm512_storeu_si512(pairs + k / 2, __m512i(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + k + kLanes), _mm512_loadu_ps(from + k))));
+    if (k < in_features) {
+      float tail[2 * kLanes] = {};
+      memcpy(tail, from + k, size_t(in_features - k) * sizeof(float));
+      const __m512i last = __m512i(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(tail + kLanes), _mm512_loadu_ps(tail)));
+      _mm512_mask_storeu_epi32(pairs + k / 2, __mmask16((1u << (words - k / 2)) - 1), last);
+    }
+  }
+}
+#else
+// bf16 weights, widened in registers; activations stay fp32. Sums run in the order of the fp32 kernel.
+struct Bf16Weights {
+  const MlpLayer& layer;
+
+  template <int V>
+  struct Block {
+    const uint32_t* pairs;
+    int64_t stride, begin, end;
+    bool widened;                      // for many rows: once per block instead of once per tile
+    float panels[V * kSumBlock * kLanes];
+
+    template <int R>
+    FASTGRAPH_OUT_OF_LINE Sums<R, V> sums_widened(const float* a, int64_t lda) const {
+      F16 sum[R][V];
+      tile(a + begin, lda, 0, end - begin, Panels{panels, kSumBlock * kLanes}, sum);
+      return give(sum);
+    }
+
+    template <int R>
+    FASTGRAPH_OUT_OF_LINE Sums<R, V> sums_in_registers(const float* a, int64_t lda) const {
+      F16 sum[R][V];
+      clear(sum);
+      int64_t k = begin;
+      for (; k + 1 < end; k += 2) {
+        add_products(a + k, lda, sum, [&](int v) { return firsts(at(k, v)); });
+        add_products(a + k + 1, lda, sum, [&](int v) { return seconds(at(k, v)); });
+      }
+      if (k < end) add_products(a + k, lda, sum, [&](int v) { return firsts(at(k, v)); });
+      return give(sum);
+    }
+
+    template <int R>
+    FASTGRAPH_INLINE_MEMBER Sums<R, V> sums(const float* a, int64_t lda) const {
+      return widened ? sums_widened<R>(a, lda) : sums_in_registers<R>(a, lda);
+    }
+
+    FASTGRAPH_INLINE_MEMBER const uint32_t* at(int64_t k, int v) const { return pairs + v * stride + k / 2 * kLanes; }
+
+    template <int R, class Right>
+    static FASTGRAPH_INLINE_MEMBER void add_products(const float* a, int64_t lda, F16 (&sum)[R][V], const Right& right) {
+#pragma GCC unroll 12
+      for (int v = 0; v < V; v++) {
+        const F16 x = right(v);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) sum[i][v] = fma(broadcast(a[i * lda]), x, sum[i][v]);
+      }
+    }
+
+    FASTGRAPH_INLINE_MEMBER void widen() {
+      for (int v = 0; v < V; v++)
+        for (int64_t k = begin; k < end; k += 2) {
+          float* to = panels + (v * kSumBlock + k - begin) * kLanes;
+          store(to, firsts(at(k, v)));
+          if (k + 1 < end) store(to + kLanes, seconds(at(k, v)));
+        }
+    }
+  };
+
+  template <int V>
+  FASTGRAPH_INLINE_MEMBER Block<V> block(int64_t panel, int64_t begin, int64_t end, int64_t tiles) const {
+    const int64_t stride = (layer.in_features + 1) / 2 * kLanes;
+    Block<V> block;
+    block.pairs = layer.pairs + panel * stride;
+    block.stride = stride;
+    block.begin = begin;
+    block.end = end;
+    block.widened = tiles > 2;
+    if (block.widened) block.widen();
+    return block;
+  }
+};
+static_assert(kSumBlock % 2 == 0, "blocks of k must hold whole pairs");
 #endif
+
+// Panels [first, last) of a layer.
+template <class Weights>
+FASTGRAPH_INLINE void whole_panels(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last, bool relu_first) {
+  const Weights weights{layer};
   const RowTiles tiles = cut_rows(rows);
   with_largest(tiles, [&](auto largest) {
     constexpr int L = decltype(largest)::value;
     // Panels outside, then blocks of k, rows inside: a block of a panel is read from memory once and stays in L1 for
     // all rows (AVX2, one core, DeepLearningModel at 1024 rows: 82 % of the ceiling without the blocks, 85 to 90 % so).
-    for_vectors<kTileVectors[L]>(first, whole, [&](auto vectors, int64_t panel) {
+    for_vectors<kTileVectors[L]>(first, last, [&](auto vectors, int64_t panel) {
       constexpr int V = decltype(vectors)::value;
-      const Panels weight{layer.panels + panel * K * kLanes, K * kLanes};
-      for_sum_blocks(K, [&](int64_t begin, int64_t end, bool last_block) {
+      for_sum_blocks(layer.in_features, [&](int64_t begin, int64_t end, bool last_block) {
+        const auto block = weights.template block<V>(panel, begin, end, tiles.count);
         for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t row) {
           constexpr int R = decltype(tile_rows)::value;
-          F16 sum[R][V];
-          tile(a + row * lda, lda, begin, end, weight, sum);
+          const Sums<R, V> sums = block.template sums<R>(a + row * lda, lda);
           for (int i = 0; i < R; i++)
             for (int v = 0; v < V; v++)
-              take_up(layer, sum[i][v], begin, panel + v, relu_first && last_block, out + (row + i) * ldo + (panel + v) * kLanes);
+              take_up(layer, sums.at[i][v], begin, panel + v, relu_first && last_block, out + (row + i) * ldo + (panel + v) * kLanes);
         });
       });
     });
   });
-  for (int i = relu_first; i < layer.activation_count; i++)
+}
+
+FASTGRAPH_INLINE bool begins_with_relu(const MlpLayer& layer) { return layer.activation_count > 0 && layer.activations[0] == Activation::relu; }
+
+// The activations that whole_panels has not applied.
+void activate_panels(const MlpLayer& layer, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last) {
+  for (int i = begins_with_relu(layer); i < layer.activation_count; i++)
     for (int64_t row = 0; row < rows; row++) activate(layer.activations[i], out + row * ldo + first * kLanes, last - first);
+}
+
+void mlp_layer(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last) {
+  int64_t whole = last;
+#if defined(FASTGRAPH_HAS_F8)
+  if (last == layer.panel_count && is_half(layer)) half_panel(layer, a, lda, rows, out, ldo, --whole, begins_with_relu(layer));
+#endif
+  whole_panels<Fp32Weights>(layer, a, lda, rows, out, ldo, first, whole, begins_with_relu(layer));
+  activate_panels(layer, rows, out, ldo, first, last);
+}
+
+void mlp_layer_bf16(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last) {
+  whole_panels<Bf16Weights>(layer, a, lda, rows, out, ldo, first, last, begins_with_relu(layer));
+  activate_panels(layer, rows, out, ldo, first, last);
 }
 
 void mlp_finish(const MlpLayer& last, float* out, int64_t ldo, int64_t rows, float* y) {

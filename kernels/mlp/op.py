@@ -5,7 +5,8 @@
     x_0 = input                                       [..., in_features]
     x_l = activation_l(x_{l-1} weights_l^T + biases_l)   weights_l [out_l, in_l], biases_l [out_l] or None
 
-All tensors have one floating dtype and one device; fp32 on the CPU runs in compiled kernels (fp32 accumulation in a
+All tensors have one device and one floating dtype, but for an fp32 input beside bf16 weights: then the layers compute
+as with bf16, and the result is fp32. fp32 and bf16 on the CPU run in compiled kernels (fp32 accumulation, for fp32 in a
 fixed order, see kernels/cpu/tile.h), everything else in ATen. An activation is "none", one of `ACTIVATIONS`, or several
 joined by "+"; softmax and log_softmax only as the very last. RuntimeError for tensors that do not fit together,
 ValueError for activations.
@@ -81,19 +82,20 @@ def check(input: torch.Tensor, weights: Weights, biases: Biases, activations: Se
 
 
 def pack(tensors: Sequence[torch.Tensor | None], activations: tuple[str, ...]) -> Any:
-    """Packed weights of a chain; `tensors` are all weights, then all biases. fp32, CPU."""
+    """Packed weights of a chain; `tensors` are all weights, then all biases. fp32 or bf16, CPU."""
     module = native.kernels()
     assert module is not None
     count = len(activations)
-    layers, alive = [], []
+    layers: list[Any] = []
+    alive: list[Any] = []
     for weight, bias, activation in zip(tensors[:count], tensors[count:], activations, strict=True):
         assert weight is not None
         weight = weight.detach().contiguous()
-        bias = None if bias is None else bias.detach().contiguous()
+        bias = None if bias is None else bias.detach().float().contiguous()
         alive += [weight, bias]
         numbers = [ACTIVATIONS.index(name) for name in reference.split(activation)]
         layers.append((weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *weight.shape, numbers))
-    return module.Mlp(layers)
+    return module.Mlp(layers, alive[0].dtype is torch.bfloat16)
 
 
 _packed = Packed(pack)
@@ -106,6 +108,10 @@ def packed(weights: Weights, biases: Biases, activations: Sequence[str]) -> Any:
 
 def run(packed_mlp: Any, rows: torch.Tensor, count: int, stride: int, out_features: int) -> torch.Tensor:
     """The kernel on `count` rows of contiguous features, `stride` elements apart; returns [count, out_features]."""
+    if rows.dtype is torch.bfloat16:
+        output = native.empty(count, out_features, dtype=torch.bfloat16)
+        packed_mlp.run_bf16(rows.data_ptr(), stride, count, output.data_ptr(), torch.get_num_threads())
+        return output
     output = native.empty(count, out_features)
     packed_mlp.run(rows.data_ptr(), stride, count, output.data_ptr(), torch.get_num_threads())
     return output
@@ -114,7 +120,7 @@ def run(packed_mlp: Any, rows: torch.Tensor, count: int, stride: int, out_featur
 def mlp_cpu(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
     """The op on CPU tensors."""
     check(input, weights, biases, activations)
-    if not native.takes(input):
+    if not native.takes(*weights, *biases):
         return reference.mlp(input, weights, biases, activations)
     rows = (
         input.reshape(-1, input.shape[-1])
@@ -170,7 +176,8 @@ def chain_backward(
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
     """Gradients of input, weights and biases. Layers' outputs are computed again, in ATen, rather than kept."""
     inputs, steps = [], []  # a layer's input; (name, before, after) for each of its activations
-    x = input
+    x = input.to(weights[0].dtype)
+    grad = grad.to(x.dtype)
     for weight, bias, activation in zip(weights, biases, activations, strict=True):
         inputs.append(x)
         x = torch.nn.functional.linear(x, weight, bias)
@@ -189,7 +196,7 @@ def chain_backward(
         weight_grads.insert(0, rows.t() @ x.reshape(-1, x.shape[-1]))
         bias_grads.insert(0, None if bias is None else rows.sum(0))
         grad = grad @ weight
-    return grad, weight_grads, bias_grads
+    return grad.to(input.dtype), weight_grads, bias_grads
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -224,10 +231,11 @@ class Direct:
         check_layers("mlp", weights, biases, activations)
         self._arguments = (list(weights), list(biases), list(activations))
         self._in_features, self._out_features = weights[0].shape[1], weights[-1].shape[0]
+        self._dtypes = {torch.float32, weights[0].dtype}
         self._packed = packed(weights, biases, activations) if native.takes(*weights, *biases) else None
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        if self._packed is None or input.dtype is not torch.float32 or not input.is_cpu or not input.is_contiguous():
+        if self._packed is None or input.dtype not in self._dtypes or not input.is_cpu or not input.is_contiguous():
             return torch.ops.fastgraph.mlp.default(input, *self._arguments)
         shape = input.shape
         if len(shape) != 2 or shape[1] != self._in_features:

@@ -29,9 +29,10 @@ def mlp(
     biases: Sequence[torch.Tensor | None],
     activations: Sequence[str],
 ) -> torch.Tensor:
-    """x <- activation_l(x W_l^T + b_l) for every layer l. Shapes as in `kernels.mlp.op`."""
+    """x <- activation_l(x W_l^T + b_l) for every layer l, in the weights' dtype. Shapes as in `kernels.mlp.op`."""
+    dtype, input = input.dtype, input.to(weights[0].dtype)
     for weight, bias, activation in zip(weights, biases, activations, strict=True):
         input = F.linear(input, weight, bias)
         for name in split(activation):
             input = ACTIVATIONS[name](input)
-    return input
+    return input.to(dtype)
