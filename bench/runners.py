@@ -50,7 +50,7 @@ def onnxruntime(case: Case) -> Prepared:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         to_onnx(case.model, (case.x,), path)
-        running = session(path)
+        running = session(path, spinning=True)  # its own default
     return Prepared(
         lambda x: torch.from_numpy(running.run(None, {"input": x.numpy()})[0]), ", ".join(running.get_providers())
     )

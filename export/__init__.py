@@ -1,5 +1,6 @@
-"""Ways out of PyTorch for a model: ONNX files."""
+"""Ways out of PyTorch for a model: ONNX files, pictures of its graphs, a folder to deploy."""
 
-from export.onnx import session, to_onnx
+from export.onnx import to_onnx
+from export.runtime import Binding, session
 
-__all__ = ["session", "to_onnx"]
+__all__ = ["Binding", "session", "to_onnx"]

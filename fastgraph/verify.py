@@ -49,8 +49,8 @@ def verify(
     if reason := _not_repeatable(captured):
         return f"not verified: {reason}"
     flat = _few_samples(captured, pytree.tree_leaves((example_inputs, {})))
-    eager = _run(captured, flat, dtype)
-    reference = _run(captured, flat, torch.float64)
+    eager = run(captured, flat, dtype)
+    reference = run(captured, flat, torch.float64)
     if eager is None or reference is None:
         return "not verified: an operator of the model does not run in float64 (or the dtype asked for)"
     with torch.no_grad():
@@ -89,7 +89,7 @@ def _not_repeatable(captured: Captured) -> str | None:
     return None
 
 
-def _run(captured: Captured, flat: list[Any], dtype: torch.dtype | None) -> list[Any] | None:
+def run(captured: Captured, flat: list[Any], dtype: torch.dtype | None) -> list[Any] | None:
     """The captured graph's outputs in another dtype; None where one of its operators insists on its own."""
 
     def convert(value: Any) -> Any:

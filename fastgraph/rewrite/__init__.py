@@ -1,5 +1,6 @@
 """Rewrites a captured graph: first simplifications, then fusions, one file a rule."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -9,6 +10,8 @@ from fastgraph.rewrite.rule import Match, Refusal, Rule, is_mutation, origins
 
 # Each stage runs until nothing changes.
 STAGES: tuple[list[Rule], ...] = (simplify.RULES, conv_pool.RULES, mlp.RULES, conv_pool_mlp.RULES)
+# Without the fusions: what is left are ATen operators, which other programs know too.
+SIMPLIFICATIONS = STAGES[:1]
 
 
 @dataclass
@@ -28,8 +31,8 @@ class Rewritten:
         return self.graph_module.graph
 
 
-def rewrite(graph_module: fx.GraphModule) -> Rewritten:
-    """A rewritten copy of the graph; parameters are shared."""
+def rewrite(graph_module: fx.GraphModule, stages: Sequence[list[Rule]] = STAGES) -> Rewritten:
+    """A copy of the graph, rewritten by the rules of `stages`; parameters are shared."""
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     output = graph.graph_copy(graph_module.graph, mapping)
@@ -37,7 +40,7 @@ def rewrite(graph_module: fx.GraphModule) -> Rewritten:
     for old, new in mapping.items():
         new.meta = {**old.meta, "origins": [old.name]}
     refusals: dict[tuple[str, str], Refusal] = {}
-    for rules in STAGES:
+    for rules in stages:
         while any(_apply(graph, rule, refusals) for rule in rules):
             pass
     graph.eliminate_dead_code()

@@ -1,0 +1,131 @@
+"""onnxruntime sessions that really run where they were asked to."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def session(
+    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None, *, spinning: bool = False
+) -> onnxruntime.InferenceSession:
+    """An onnxruntime session that runs on ``provider`` and nowhere else.
+
+    All graph optimisations on; operators run one after another, each on ``threads`` threads.
+
+    Args:
+        model: the ONNX file, or its contents.
+        provider: ``"cpu"`` or ``"cuda"``.
+        threads: threads within an operator; by default ``torch.get_num_threads()``.
+        spinning: idle threads wait for work busily, onnxruntime's own default: calls in quick succession are faster,
+            and an idle session keeps cores from others.
+
+    Raises:
+        ValueError: ``provider`` is neither of the two, or ``threads`` is less than 1.
+        RuntimeError: onnxruntime cannot run on ``provider``, with the reason it gave, where it would have used another
+            one.
+    """
+    if provider not in PROVIDERS:
+        raise ValueError(f"session: provider must be one of {', '.join(PROVIDERS)}; got {provider!r}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"session: threads must be at least 1; got {threads}")
+    name, offered = PROVIDERS[provider], onnxruntime.get_available_providers()
+    if name not in offered:
+        raise RuntimeError(_cannot_run(provider, f"this build of onnxruntime has only {', '.join(offered)}"))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    for pool in ("intra_op", "inter_op"):
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if spinning else "0")
+    if provider == "cuda":
+        onnxruntime.preload_dlls()  # CUDA's libraries, from where torch has them
+    with _standard_error() as said:
+        made = onnxruntime.InferenceSession(model, options, providers=[name])
+    if made.get_providers()[0] != name:
+        raise RuntimeError(_cannot_run(provider, _reason(said[0])))
+    sys.stderr.write(said[0])
+    return made
+
+
+def _cannot_run(provider: str, reason: str) -> str:
+    return f"session: provider {provider!r} ({PROVIDERS[provider]}) cannot run here: {reason}"
+
+
+def _reason(log: str) -> str:
+    """What onnxruntime's log says of a provider that it could not make, without colours, times and places."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in log.splitlines()]
+    for line in lines:
+        if found := re.search(r"with error: (.*)", line):
+            return found.group(1)
+    said = [line.rpartition("] ")[2] for line in lines if line]
+    return said[-1] if said else "onnxruntime gave no reason"
+
+
+@contextmanager
+def _standard_error() -> Iterator[list[str]]:
+    """What the process writes to its standard error, native code included, goes into the list instead."""
+    said: list[str] = []
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))
+
+
+class Binding:
+    """Calls a session on torch tensors where they are: on a GPU nothing goes through the host's memory.
+
+    ``Binding(session(path, "cuda"))(x)`` returns the tuple of outputs, tensors on the inputs' device that own their
+    memory. Not for several threads at once.
+    """
+
+    def __init__(self, running: onnxruntime.InferenceSession) -> None:
+        self._session = running
+        self._binding = running.io_binding()
+        self._inputs = [value.name for value in running.get_inputs()]
+        self._outputs = [value.name for value in running.get_outputs()]
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for ``inputs``, in the order of the file.
+
+        Raises:
+            TypeError: not as many tensors as the file has inputs, or tensors of several devices.
+        """
+        devices = {tensor.device for tensor in inputs}
+        if len(inputs) != len(self._inputs) or len(devices) != 1:
+            where = ", ".join(str(tensor.device) for tensor in inputs)
+            raise TypeError(f"Binding: needs {len(self._inputs)} tensor(s) on one device; got {len(inputs)} ({where})")
+        (device,) = devices
+        index = device.index or 0
+        held = [tensor.detach().contiguous() for tensor in inputs]
+        values = [onnxruntime.OrtValue.from_dlpack(tensor) for tensor in held]
+        for name, value in zip(self._inputs, values, strict=True):
+            self._binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            self._binding.bind_output(name, device.type, index)
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # the session has a stream of its own
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+        results = tuple(torch.from_dlpack(value) for value in self._binding.get_outputs())
+        self._binding.clear_binding_inputs()
+        self._binding.clear_binding_outputs()
+        return results

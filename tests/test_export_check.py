@@ -1,0 +1,119 @@
+"""Verification finds a wrong file, says how wrong it is, and leaves nothing."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+import export
+from export import check
+from export import onnx as export_onnx
+from fastgraph.capture import capture
+from fastgraph.data import digits
+from fastgraph.models import DeepLearningModel
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """``change(model)`` is made to every ONNX model before it is verified."""
+    finish = export_onnx._finish
+
+    def finish_and_change(model: Any, *about: Any) -> None:
+        finish(model, *about)
+        change(model)
+
+    monkeypatch.setattr(export_onnx, "_finish", finish_and_change)
+
+
+def test_a_wrong_weight_is_found_and_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One weight is a tenth of a percent off."""
+
+    def change(model: Any) -> None:
+        weight = model.graph.initializers["layer3.weight"]
+        numbers = weight.const_value.numpy().copy()
+        numbers[np.unravel_index(np.abs(numbers).argmax(), numbers.shape)] *= 1.001
+        weight.const_value = onnx_ir.tensor(numbers, name="layer3.weight")
+
+    changed(monkeypatch, change)
+    message = r"output 'output' on inputs of shape \[\d+, 784\]: error ([\d.e-]+) against float64, allowed ([\d.e-]+); "
+    with pytest.raises(RuntimeError, match=message) as raised:
+        export.to_onnx(DeepLearningModel.pretrained(), (digits()[0][:16],), tmp_path / "deep.onnx")
+    found = re.search(message, str(raised.value))
+    assert found is not None
+    assert float(found[2]) < float(found[1]) < 1e-2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_is_burnt_in_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten().view(x.shape[0], 2, 2).sum(2)
+
+    def change(model: Any) -> None:
+        for node in model.graph:
+            if node.op_type == "Reshape" and node.outputs[0].shape.rank() == 3:
+                burnt = onnx_ir.val("burnt", const_value=onnx_ir.tensor(np.array([2, 2, 2]), name="burnt"))
+                model.graph.initializers["burnt"] = burnt
+                node.replace_input_with(1, burnt)
+
+    changed(monkeypatch, change)
+    with pytest.raises(Exception, match=r"Reshape|shape"):
+        export.to_onnx(Halves().eval(), (torch.rand(2, 4),), tmp_path / "halves.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_valid_model_is_named() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> g (float[N] x) => (float[N] y) { y = Relu(x, x) }'
+    )
+    with pytest.raises(RuntimeError, match=r"to_onnx: the file does not pass onnx.checker: .*Relu"):
+        check.check(model.SerializeToString())
+
+
+def test_whole_numbers_have_to_be_equal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Largest(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.argmax(1)
+
+    export.to_onnx(Largest().eval(), (torch.rand(4, 7),), tmp_path / "largest.onnx")
+
+    def change(model: Any) -> None:
+        (node,) = (node for node in model.graph if node.op_type == "ArgMax")
+        node.op_type = "ArgMin"
+
+    changed(monkeypatch, change)
+    with pytest.raises(RuntimeError, match=r"output 'output' on inputs of shape \[1, 7\] differs from PyTorch's"):
+        export.to_onnx(Largest().eval(), (torch.rand(4, 7),), tmp_path / "smallest.onnx")
+
+
+def test_rows_that_come_again_are_moved_on() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    (more,) = check.rows([x], 5)
+    assert more.tolist() == [[0, 1, 2], [3, 4, 5], [2, 0, 1], [5, 3, 4], [1, 2, 0]]
+    assert check.rows([x], 1)[0].tolist() == [[0, 1, 2]]
+    assert check.rows([x[:0]], 2)[0].tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_every_free_axis_is_tried_in_another_size() -> None:
+    captured = capture(nn.Conv2d(3, 2, 3).eval(), (torch.rand(4, 3, 6, 8),))
+    shapes = [tuple(inputs[0].shape) for inputs in check._trials(captured, [torch.rand(4, 3, 6, 8)])]
+    assert shapes == [(1, 3, 6, 8), (3, 3, 6, 8), (4, 3, 6, 8), (1, 3, 7, 8), (1, 3, 6, 9)]
+
+
+def test_a_model_that_insists_on_its_dtype_is_not_verified_silently(tmp_path: Path) -> None:
+    class Insists(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float() @ self.weight
+
+    with pytest.raises(RuntimeError, match=r"cannot verify: an operator of the model does not run in float64"):
+        export.to_onnx(Insists().eval(), (torch.rand(2, 3),), tmp_path / "insists.onnx")
+    assert export.to_onnx(Insists().eval(), (torch.rand(2, 3),), tmp_path / "insists.onnx", verify=False) is None
