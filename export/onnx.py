@@ -77,8 +77,8 @@ def to_onnx(
 
     Raises:
         TypeError: ``example_inputs`` is not a tuple of tensors.
-        ValueError: ``example_inputs`` is empty or has a tensor without axes, ``model`` is in training mode, ``dtype`` or
-            ``opset`` is none of those that can be had.
+        ValueError: ``example_inputs`` is empty or has a tensor without axes, ``model`` is in training mode, or there is
+            no such ``dtype`` or ``opset``.
         FileExistsError, OSError: ``path`` exists and ``overwrite`` is false, or cannot be written.
         RuntimeError: the model cannot be exported, onnxruntime does not take it (a dtype, an operator), or an output is
             not close enough to float64; the message says which output and batch and how far.
@@ -87,9 +87,10 @@ def to_onnx(
     opset = _opset(opset, dtype)
     target = files.check_target(path, overwrite)
     optimized = isinstance(model, fastgraph.OptimizedModule)
-    captured = model.captured if optimized else capture(model, tuple(check.rows(example_inputs, 2)))
-    if optimized and dtype is None:
-        dtype = model.dtype
+    if isinstance(model, fastgraph.OptimizedModule):
+        captured, dtype = model.captured, dtype or model.dtype
+    else:
+        captured = capture(model, tuple(check.rows(example_inputs, 2)))
     flat = flatten_inputs(captured, example_inputs, {})
     if flat[0].shape[0] == 0:
         flat = check.rows(flat, 2)

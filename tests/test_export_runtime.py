@@ -72,14 +72,8 @@ def test_a_build_without_the_provider_is_named(file: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("log", "reason"),
     [
-        (
-            "\x1b[1;31m2026 [E:x, y.cc:1 f] Failed to load lib.so with error: libcuda.so.1: not there\n\x1b[m",
-            "libcuda.so.1: not there",
-        ),
-        (
-            "2026 [W:onnxruntime:Default, state.cc:1295 Create] Failed to create it. Install all.\n",
-            "Failed to create it. Install all.",
-        ),
+        ("\x1b[1;31m2026 [E:x, y.cc:1 f] Failed to load l.so with error: c.so: not there\n\x1b[m", "c.so: not there"),
+        ("2026 [W:onnxruntime:Default, state.cc:1295 Create] Failed to create it. Do.\n", "Failed to create it. Do."),
         ("", "onnxruntime gave no reason"),
     ],
 )
@@ -87,9 +81,10 @@ def test_the_reason_is_found_in_the_log(log: str, reason: str) -> None:
     assert runtime._reason(log) == reason
 
 
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
-)
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_CUDA)])
 def test_binding_calls_on_tensors_where_they_are(file: Path, device: str) -> None:
     bound = export.Binding(export.session(file, device))
     x = torch.rand(5, 8, device=device)[:, ::2]
