@@ -28,7 +28,7 @@ OPSETS = range(18, 26)
 OPSET = 20
 BFLOAT16_OPSET = 22  # the first in which Conv and MaxPool take bfloat16
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_AXES = {3: {1: "length"}, 4: {2: "height", 3: "width"}, 5: {2: "depth", 3: "height", 4: "width"}}
+_AXES = {2: {1: "features"}, 3: {1: "length"}, 4: {2: "height", 3: "width"}, 5: {2: "depth", 3: "height", 4: "width"}}
 
 
 def to_onnx(

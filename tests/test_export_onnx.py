@@ -107,8 +107,8 @@ def test_several_inputs_share_the_batch_and_nothing_is_said(tmp_path: Path, capf
     assert capfd.readouterr() == ("", "")
     session = export.session(tmp_path / "two.onnx")
     assert [(value.name, value.shape) for value in session.get_inputs()] == [
-        ("input_0", ["batch", 3]),
-        ("input_1", ["batch", 3]),
+        ("input_0", ["batch", "features"]),
+        ("input_1", ["batch", "features"]),
     ]
     lhs, rhs = torch.arange(12.0).view(4, 3), torch.full((4, 3), 2.0)
     total, product = session.run(["output_0", "output_1"], {"input_0": lhs.numpy(), "input_1": rhs.numpy()})

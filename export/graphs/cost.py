@@ -1,0 +1,81 @@
+"""Floating-point operations and bytes of one node, by the shapes of the example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from kernels.conv_pool.reference import conv_pool
+from kernels.conv_pool_mlp.reference import conv_pool_mlp
+from kernels.mlp.reference import mlp
+
+aten = torch.ops.aten
+# Its fake knows a fused op's shape alone; the definition knows its operators.
+_REFERENCES: dict[Any, Callable[..., Any]] = {
+    torch.ops.fastgraph.mlp.default: mlp,
+    torch.ops.fastgraph.conv_pool.default: conv_pool,
+    torch.ops.fastgraph.conv_pool_mlp.default: lambda x, w, b, *rest: conv_pool_mlp(x, w, b, rest[:7], *rest[7:]),
+}
+_FREE = (aten.clone, aten.copy_, aten._to_copy, aten.contiguous, aten.empty, aten.cat, aten.constant_pad_nd)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``flops``: multiply and add are two; elementwise operators, comparisons and reductions one an element.
+    ``bytes``: read and written, parameters included, if every value went through memory once; views cost nothing."""
+
+    flops: int
+    bytes: int
+
+
+class _Flops(TorchDispatchMode):
+    """Adds up what is dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            self.total += int(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
+        elif packet is aten.max_pool2d_with_indices:
+            self.total += result[0].numel() * math.prod(_pair(args[1]))
+        elif packet not in _FREE and not _is_view(func):
+            self.total += max((t.numel() for t in pytree.tree_leaves((args, result)) if _is_tensor(t)), default=0)
+        return result
+
+
+def cost(node: fx.Node, values: dict[fx.Node, Any]) -> Cost:
+    """What calling the node's operator costs, ``values`` holding meta tensors for all nodes before it."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+    if not isinstance(node.target, torch._ops.OpOverload) or _is_view(node.target):
+        return Cost(0, 0)
+    tensors = [t for t in pytree.tree_leaves((args, kwargs, values[node])) if _is_tensor(t)]
+    moved = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+    with torch.no_grad(), _Flops() as flops:
+        _REFERENCES.get(node.target, node.target)(*args, **kwargs)
+    return Cost(flops.total, moved)
+
+
+def _is_view(func: Any) -> bool:
+    """Whether the result is memory of an argument, which is not written to."""
+    schema = func._schema
+    return not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _pair(numbers: Any) -> list[int]:
+    return [numbers[0], numbers[-1]]

@@ -1,0 +1,84 @@
+"""Runs graphs node by node: what each one gives, and how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fastgraph.direct import constant_nodes
+
+WARM_UP = 2
+ROUNDS = (5, 30)  # at least and at most
+BUDGET_S = 3.0
+
+
+@dataclass
+class Recorded:
+    """Of one run: each node's value, tensors as meta tensors of the same shape and dtype; the constants themselves."""
+
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    constants: dict[fx.Node, Any] = field(default_factory=dict)
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.recorded, self._constant = Recorded(), constant_nodes(graph_module.graph)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.recorded.values[n] = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), result)
+        if n in self._constant:
+            self.recorded.constants[n] = result
+        return result
+
+
+class _Timer(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.seconds: dict[fx.Node, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        start = time.perf_counter()
+        result = super().run_node(n)
+        self.seconds[n] = time.perf_counter() - start
+        return result
+
+
+def record(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Recorded:
+    """Runs the graph once."""
+    recorder = _Recorder(graph_module)
+    with torch.no_grad():
+        recorder.run(*inputs)
+    return recorder.recorded
+
+
+def measure(
+    runs: Sequence[tuple[fx.GraphModule, Recorded]], inputs: Sequence[Any]
+) -> tuple[list[dict[fx.Node, float]], int]:
+    """Median seconds of each operator of each graph, and the rounds they are the median of.
+
+    Every round runs each graph once, node by node, on the threads that torch has, so that a change in the machine's
+    speed hits all alike. Constants are not computed again. For tensors on the CPU.
+    """
+    samples: list[dict[fx.Node, list[float]]] = [{} for _ in runs]
+    started = time.perf_counter()
+    done = -WARM_UP
+    with torch.no_grad():
+        while done < ROUNDS[0] or (done < ROUNDS[1] and time.perf_counter() - started < BUDGET_S):
+            for sample, (graph_module, recorded) in zip(samples, runs, strict=True):
+                timer = _Timer(graph_module)
+                timer.run(*inputs, initial_env=dict(recorded.constants))
+                if done >= 0:
+                    for node, seconds in timer.seconds.items():
+                        sample.setdefault(node, []).append(seconds)
+            done += 1
+    operators = [{n: median(s) for n, s in sample.items() if n.op == "call_function"} for sample in samples]
+    return operators, done
