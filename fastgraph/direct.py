@@ -18,7 +18,7 @@ from kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
 from kernels.mlp.op import Direct as Mlp
 from kernels.weights import Snapshot
 
-_DOORS: dict[Any, Callable[..., Any]] = {
+DOORS: dict[Any, Callable[..., Any]] = {
     torch.ops.fastgraph.mlp.default: Mlp,
     torch.ops.fastgraph.conv_pool.default: ConvPool,
     torch.ops.fastgraph.conv_pool_mlp.default: ConvPoolMlp,
@@ -110,7 +110,7 @@ class Direct:
             named = {name: values[node] for node, name in self._names.items()}
             for name, node in self._doors.items():
                 arguments = fx.map_arg(node.args[1:], lambda n: values[n])
-                named[name] = _DOORS[node.target](*arguments)
+                named[name] = DOORS[node.target](*arguments)
         door = next(iter(named[name] for name in self._doors)) if self._single else None
         return State(snapshot, SimpleNamespace(**named), door)
 
@@ -132,7 +132,7 @@ class Direct:
         for node in self._graph.nodes:
             if node in self._constants or node.op == "get_attr":
                 continue
-            if node.op == "call_function" and node.target in _DOORS and self._has_constant_weights(node):
+            if node.op == "call_function" and node.target in DOORS and self._has_constant_weights(node):
                 name = f"{node.target._schema.name.split('::')[1]}_{len(self._doors)}"
                 self._doors[name] = node
                 mapping[node] = program.create_node("call_module", name, (translate(node.args[0]),))

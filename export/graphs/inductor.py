@@ -16,6 +16,7 @@ from torch import fx
 from export.graphs.nodes import Edge, Graph, Node
 
 TITLE = "torch.compile (Inductor)"
+_LIBRARY = ("convolution", "mm", "addmm", "bmm")
 
 
 class _Stop(Exception):
@@ -83,8 +84,17 @@ def _kind(scheduled: Any, last: Any) -> str:
     """"library addmm", or the operators that a generated loop fuses."""
     if scheduled.is_extern():
         return f"library {str(last.get_kernel_name() or '').rpartition('.')[2]}"
-    names = [o.name.rstrip("0123456789").rstrip("_") for part in scheduled.get_nodes() for o in _sources(part.node)]
-    return "loop " + " ".join(dict.fromkeys(sorted(names)))
+    names = list(dict.fromkeys(sorted(_name(o) for part in scheduled.get_nodes() for o in _sources(part.node))))
+    layout = all(name in _LIBRARY for name in names)  # a loop cannot be one of these: it arranges their operands
+    return ("layout for " if layout else "loop ") + " ".join(names)
+
+
+def _name(node: fx.Node) -> str:
+    """The operator's; for Inductor's own (prims) that of the one it stands for."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "prims":
+        target = node.meta.get("original_aten", target)
+    return str(getattr(target, "_opname", node.name))
 
 
 def _sources(part: Any) -> list[fx.Node]:

@@ -73,9 +73,16 @@ class Picture:
         """From left to right."""
         return self.eager, self.rewritten, self.inductor
 
-    def regions(self) -> list[Node]:
-        """The rewritten nodes that stand for other eager nodes than one of the same operator."""
-        return [node for node in self.rewritten.nodes if node.rule and node.origins]
+    def heat(self, node: Node) -> float:
+        """0..1: the node's time as part of the whole captured graph's, so that colours of all graphs compare."""
+        total = self.eager.seconds
+        return 0.0 if node.seconds is None or not total else min(1.0, node.seconds / total)
+
+    def regions(self) -> list[tuple[Node, tuple[str, ...]]]:
+        """Each rewritten node that stands for several eager nodes, with their names in the order in which they run."""
+        eager = [node.name for node in self.eager.nodes]
+        found = [(node, tuple(name for name in eager if name in node.origins)) for node in self.rewritten.nodes]
+        return [(node, names) for node, names in found if len(names) > 1]
 
 
 def read(title: str, graph: fx.Graph, recorded: Recorded, seconds: dict[fx.Node, float] | None = None) -> Graph:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from export.graphs import text
 from export.graphs.nodes import Graph, Node, Picture
 
 Piece = tuple[int, int, Node, bool]
 """First row, row behind the last, the node, whether it is where the node begins."""
+Band = tuple[int, int, list[Piece]]
+"""First row, row behind the last, what shares the cell."""
+
+ROW_EM, CARD_EM, AGAIN_EM, GAP_EM = 6.4, 4.8, 2.0, 1.6
 
 
 def to_html(title: str, pictures: Sequence[Picture], extra: str = "") -> str:
@@ -34,32 +38,35 @@ def _section(index: int, picture: Picture) -> str:
         f'<label for="column-{index}-{i}">{escape(graph.title)}</label>'
         for i, graph in enumerate(picture.graphs)
     )
-    columns = "".join(_column(index, i, graph, picture, rows) for i, graph in enumerate(picture.graphs))
+    heights = _heights(picture, rows)
+    columns = "".join(_column(index, i, picture, rows, heights) for i in range(len(picture.graphs)))
+    template = " ".join(f"{height:.2f}em" for height in heights)
     notes = "".join(f"<p class=note>{escape(note)}</p>" for note in picture.notes)
     return f"""<section id="picture-{index}" aria-label="{escape(picture.name)}">
 <h2>{escape(picture.name)}</h2>{notes}
 <div class=columns>{choices}
 <div class=scroll tabindex=0 role=group aria-label="graphs of {escape(picture.name)}">
-<div class=graphs style="--rows:{len(rows)}">{columns}</div></div></div>
+<div class=graphs style="--rows:{template}">{columns}</div></div></div>
 {_table(picture)}
 </section>"""
 
 
-def _column(section: int, number: int, graph: Graph, picture: Picture, rows: dict[str, int]) -> str:
-    heading = f"<h3>{escape(graph.title)}</h3><p>{escape(text.total(graph) if graph.nodes else '')}</p>"
+def _column(section: int, number: int, picture: Picture, rows: dict[str, int], heights: list[float]) -> str:
+    graph = picture.graphs[number]
+    bands = _bands(_pieces(graph, rows))
     cells = "".join(
-        f'<div class=band style="grid-row:{first + 1}/{end + 1}">'
-        + "".join(_card(section, number, graph, node, begins, end - start) for start, end, node, begins in band)
+        f'<div class="band{" next" * _leads_on(graph, bands, place)}" style="grid-row:{first + 1}/{end + 1}">'
+        + "".join(_card(section, number, picture, piece) for piece in band)
         + "</div>"
-        for first, end, band in _bands(_pieces(graph, rows))
+        for place, (first, end, band) in enumerate(bands)
     )
-    boxes = "".join(_region(node, rows) for node in picture.regions()) if number == 0 else ""
     if not graph.nodes:
-        cells = f'<p class=missing style="grid-row:1/3">{escape(graph.missing)}</p>'
-    arrows = _arrows(graph, rows) if number == 0 else ""
+        cells = f'<p class=missing style="grid-row:1/{len(rows) + 1}">{escape(graph.missing)}</p>'
+    boxes = "".join(_region(node, names, rows) for node, names in picture.regions()) if number == 0 else ""
+    total = escape(text.total(graph) if graph.nodes else "")
     return (
-        f'<div class="column column-{number}"><div class=heading>{heading}</div>'
-        f"<div class=rows>{boxes}{arrows}{cells}</div></div>"
+        f'<div class="column column-{number}"><div class=heading><h3>{escape(graph.title)}</h3><p>{total}</p></div>'
+        f"<div class=rows>{boxes}{_arcs(graph, bands, heights)}{cells}</div></div>"
     )
 
 
@@ -79,9 +86,9 @@ def _pieces(graph: Graph, rows: dict[str, int]) -> list[Piece]:
     return pieces
 
 
-def _bands(pieces: Iterable[Piece]) -> list[tuple[int, int, list[Piece]]]:
+def _bands(pieces: Iterable[Piece]) -> list[Band]:
     """Pieces whose rows overlap share a cell: (first row, row behind the last, pieces)."""
-    bands: list[tuple[int, int, list[Piece]]] = []
+    bands: list[Band] = []
     for piece in sorted(pieces, key=lambda piece: piece[:2]):
         if bands and piece[0] < bands[-1][1]:
             first, end, inside = bands[-1]
@@ -91,9 +98,29 @@ def _bands(pieces: Iterable[Piece]) -> list[tuple[int, int, list[Piece]]]:
     return bands
 
 
-def _card(section: int, column: int, graph: Graph, node: Node, begins: bool, rows: int) -> str:
-    share = graph.share(node)
-    heat = "" if share is None else f' style="--heat:{100 * share:.1f}%"'
+def _heights(picture: Picture, rows: dict[str, int]) -> list[float]:
+    """Of each row, in em: room for as many cards as any column has in it."""
+    heights = [ROW_EM] * len(rows)
+    for graph in picture.graphs:
+        for first, end, band in _bands(_pieces(graph, rows)):
+            needed = sum(CARD_EM if begins else AGAIN_EM for *_, begins in band) + GAP_EM
+            for row in range(first, end):
+                heights[row] = max(heights[row], needed / (end - first))
+    return heights
+
+
+def _leads_on(graph: Graph, bands: Sequence[Band], place: int) -> bool:
+    """Whether a value goes from this band to the one below."""
+    if place + 1 == len(bands):
+        return False
+    here, below = ({piece[2].name for piece in bands[i][2]} for i in (place, place + 1))
+    return any(edge.source in here and edge.target in below for edge in graph.edges)
+
+
+def _card(section: int, column: int, picture: Picture, piece: Piece) -> str:
+    *_, node, begins = piece
+    graph = picture.graphs[column]
+    heat = f' style="--heat:{100 * picture.heat(node):.1f}%"' if node.seconds is not None else ""
     if not begins:
         return f'<div class="card again" data-of="{_ids(section, node.origins)}"{heat}>{escape(node.operator)} …</div>'
     name = "" if node.name == node.operator else f" <small>{escape(node.name)}</small>"
@@ -127,9 +154,9 @@ def _figures(graph: Graph, node: Node) -> str:
     return "\n".join(f"{key}: {value}" for key, value in lines.items() if value)
 
 
-def _region(node: Node, rows: dict[str, int]) -> str:
+def _region(node: Node, names: Sequence[str], rows: dict[str, int]) -> str:
     """The box around the eager nodes that one rewritten node stands for."""
-    own = sorted(rows[name] for name in node.origins if name in rows)
+    own = sorted(rows[name] for name in names)
     runs = [list(run) for _, run in groupby(enumerate(own), key=lambda pair: pair[1] - pair[0])]
     return "".join(
         f'<div class=region style="grid-row:{run[0][1] + 1}/{run[-1][1] + 2}">'
@@ -138,18 +165,23 @@ def _region(node: Node, rows: dict[str, int]) -> str:
     )
 
 
-def _arrows(graph: Graph, rows: dict[str, int]) -> str:
-    """Values that skip rows, as arcs in the margin; from each node to the next the cards' own arrows do."""
+def _arcs(graph: Graph, bands: Sequence[Band], heights: Sequence[float]) -> str:
+    """Values that do not go to the next cell, as arcs in the margin."""
+    tops = [0.0, *accumulate(heights)]
+    places: dict[str, int] = {}
+    for place, (_, _, band) in enumerate(bands):
+        for *_, node, begins in band:
+            if begins:
+                places[node.name] = place
     paths = []
     for edge in graph.edges:
-        start, end = rows[edge.source], rows[edge.target]
+        start, end = places[edge.source], places[edge.target]
         if end - start > 1:
-            reach = min(95, 25 + 8 * (end - start))
-            a, b = 100 * start + 60, 100 * end + 40
-            paths.append(f'<path d="M100 {a} C{100 - reach} {a + 40} {100 - reach} {b - 40} 100 {b}"/>')
-    size = 100 * len(rows)
-    inside = "".join(paths)
-    return f'<svg class=arcs viewBox="0 0 100 {size}" preserveAspectRatio=none aria-hidden=true>{inside}</svg>'
+            reach = max(5, 80 - 8 * (end - start))
+            a, b = tops[bands[start][1]] - 2.2, tops[bands[end][0]] + 2.2
+            paths.append(f'<path d="M100 {a:.1f} C{reach} {a + 2:.1f} {reach} {b - 2:.1f} 100 {b:.1f}"/>')
+    box = f'viewBox="0 0 100 {tops[-1]:.1f}" preserveAspectRatio=none aria-hidden=true'
+    return f"<svg class=arcs {box}>{''.join(paths)}</svg>" if paths else ""
 
 
 def _table(picture: Picture) -> str:
