@@ -81,7 +81,7 @@ def _read(scheduled: list[Any]) -> Iterator[tuple[Node, list[Edge]]]:
 
 
 def _kind(scheduled: Any, last: Any) -> str:
-    """"library addmm", or the operators that a generated loop fuses."""
+    """ "library addmm", or the operators that a generated loop fuses."""
     if scheduled.is_extern():
         return f"library {str(last.get_kernel_name() or '').rpartition('.')[2]}"
     names = list(dict.fromkeys(sorted(_name(o) for part in scheduled.get_nodes() for o in _sources(part.node))))

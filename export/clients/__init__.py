@@ -1,0 +1,1 @@
+"""Examples of programs that run an exported file; `export.deploy` copies them into the folder that it writes."""
