@@ -1,0 +1,20 @@
+"""The reference models' graphs, drawn once for all tests."""
+
+from functools import cache
+
+from bench.cases import informative_net
+from export import graphs
+from fastgraph.data import digits, photograph
+from fastgraph.models import DeepLearningModel
+
+
+@cache
+def deep() -> graphs.Picture:
+    """``DeepLearningModel`` on one digit, measured."""
+    return graphs.draw(DeepLearningModel.pretrained(), (digits()[0][:1],), measured=True)
+
+
+@cache
+def net() -> graphs.Picture:
+    """``Net`` on the photograph, not measured."""
+    return graphs.draw(informative_net(), (photograph(),))

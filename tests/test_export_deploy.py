@@ -1,0 +1,165 @@
+"""The deployment folder and the command line."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import export
+from export import cli, deploy, graphs, triton_config
+from fastgraph.data import photograph
+
+PICTURES = ("svg", "png", "dot") if graphs.have_dot() else ("dot",)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The whole folder, and what was said."""
+    out, said = tmp_path_factory.mktemp("deployment"), list[str]()
+    deploy.deploy(deploy.MODELS, out, say=said.append)
+    return out, said
+
+
+def test_everything_is_there(folder: tuple[Path, list[str]]) -> None:
+    out, said = folder
+    steps = ["deep_1_forward", "net_1_conv1", "net_2_pool", "net_3_fc1", "net_4_fc2", "net_5_prediction"]
+    expected = {f"pictures/{stem}.{kind}" for stem in ("deep", "net", *steps) for kind in PICTURES}
+    expected |= {f"triton/{key}/{name}" for key in deploy.MODELS for name in ("1/model.onnx", "config.pbtxt")}
+    expected |= {"deep.onnx", "net.onnx", "index.html", "README.md", "triton/deep/labels.txt"}
+    expected |= {f"client/{name}" for name in ("client.py", "client.cc", "digit_5.pgm", "photograph.ppm")}
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == expected
+    assert sum("largest error against float64" in line for line in said) == 2
+    assert "fc1: torch.Size([1, 16, 358, 120])" in said
+
+
+def test_the_page_has_graphs_steps_and_links_that_exist(folder: tuple[Path, list[str]]) -> None:
+    out, _ = folder
+    html = (out / "index.html").read_text(encoding="utf-8")
+    assert html.count("data:image/svg+xml;base64,") == (6 if graphs.have_dot() else 0)
+    links = re.findall(r'href="([^"#:]+)"', html)
+    assert len(links) > 10
+    assert all((out / link).is_file() for link in links)
+
+
+def test_the_servers_files_run_and_fit_their_configuration(folder: tuple[Path, list[str]]) -> None:
+    """Each output has a row for each row of the input, which is what the server relies on."""
+    out, _ = folder
+    for key, shape in (("deep", (5, 784)), ("net", (2, 3, 720, 480))):
+        config = triton_config.parse((out / "triton" / key / "config.pbtxt").read_text())
+        session = export.session(out / "triton" / key / "1" / "model.onnx")
+        (output,) = session.run(None, {config.input[0].name: np.zeros(shape, np.float32)})
+        assert output.shape[0] == shape[0]
+        assert len(output.shape) == 1 + len(config.output[0].dims)
+        assert all(want in (-1, got) for want, got in zip(config.output[0].dims, output.shape[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("key", "image", "expected"),
+    [
+        ("deep", "digit_5.pgm", r"class 5, probability 0\.[5-9]\d+"),
+        ("net", "photograph.ppm", r"output \[5728, 1\], 0\.5\d* to 0\.\d+, mean 0\.[6-9]\d+"),
+    ],
+)
+def test_the_python_client_runs(folder: tuple[Path, list[str]], key: str, image: str, expected: str) -> None:
+    out, _ = folder
+    command = [sys.executable, out / "client" / "client.py", out / f"{key}.onnx", out / "client" / image]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(expected, done.stdout.strip()), done.stdout
+
+
+def test_the_clients_image_is_the_photograph(folder: tuple[Path, list[str]]) -> None:
+    pixels = np.asarray(Image.open(folder[0] / "client" / "photograph.ppm"), np.float32)
+    again = torch.from_numpy((pixels / 255 - 0.5) / 0.5).permute(2, 0, 1)[None]
+    assert (again - photograph()).abs().max() <= 1e-6
+
+
+def test_the_metadata_are_in_the_files(folder: tuple[Path, list[str]]) -> None:
+    about = onnxruntime.InferenceSession(folder[0] / "net.onnx", providers=["CPUExecutionProvider"]).get_modelmeta()
+    assert about.graph_name == "Net"
+    assert about.custom_metadata_map["preprocessing"] == "Resize 720x480, mean 0.5, std 0.5"
+
+
+def test_both_exports_are_compared_in_one_run(folder: tuple[Path, list[str]]) -> None:
+    from export.compare import compare
+
+    path = folder[0] / "deep.onnx"
+    line = compare(path, path, torch.rand(1, 784), threads=1)
+    pattern = (
+        r"deep.onnx on 1x784, onnxruntime, 1 thread\(s\), median of (\d+): .* the plain export .*, ([\d.]+) times as"
+    )
+    found = re.match(pattern, line)
+    assert found is not None, line
+    assert int(found[1]) >= 10
+    assert 0.5 < float(found[2]) < 2, "a file is as fast as itself"
+
+
+def test_steps_on_a_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.effect_noise((64, 48), 90).convert("RGB").save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    assert cli.main(["--model", "net", "--steps", "--image", str(tmp_path / "photo.png"), "--out", str(out)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "graphviz" not in line]
+    assert lines[0] == "conv1: torch.Size([1, 16, 718, 478])"
+    assert len(lines) == 5
+    assert len(list(out.glob("net_*.dot"))) == 5
+    assert len(list(out.iterdir())) == 5 * len(PICTURES)
+
+
+def test_without_dot_the_rest_comes_out_and_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert cli.main(["--model", "deep", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("apt install graphviz") == 1
+    assert {path.suffix for path in (tmp_path / "out" / "pictures").iterdir()} == {".dot"}
+    assert "apt install graphviz" in (tmp_path / "out" / "index.html").read_text()
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on the standard error, status 2."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_folder_with_something_in_it_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("")
+    assert "exists; --overwrite replaces the files" in fails(["--out", str(tmp_path)], capsys)
+    assert "exists; --overwrite replaces the files" in fails(["--out", str(tmp_path / "mine")], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in fails(["--out", str(tmp_path / "file" / "out")], capsys)
+
+
+def test_an_image_that_will_not_do_is_named_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGBA", (8, 8)).save(tmp_path / "alpha.png")
+    (tmp_path / "no.png").write_text("no")
+    out = ["--model", "net", "--out", str(tmp_path / "out"), "--image"]
+    assert "is RGBA (an alpha channel)" in fails([*out, str(tmp_path / "alpha.png")], capsys)
+    assert "cannot be read as an image" in fails([*out, str(tmp_path / "no.png")], capsys)
+    assert "there is no file at" in fails([*out, str(tmp_path / "none.png")], capsys)
+    assert "is for the model net" in fails(["--model", "deep", "--image", "x.png"], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "invalid choice: 'big'" in fails(["--model", "big"], capsys)
+
+
+def test_python_m_export() -> None:
+    done = subprocess.run([sys.executable, "-m", "export", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "--measure" in done.stdout
