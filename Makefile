@@ -1,4 +1,5 @@
 # make bench   installs everything and runs the main job; leaves out/report.json
+# make export  installs everything and writes a deployment folder, out/export: ONNX files, clients, pictures
 # make test    installs everything, then ruff, mypy and all tests
 PYTHON ?= python3
 VENV := .venv
@@ -6,10 +7,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOURCES := CMakeLists.txt pyproject.toml $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
-.PHONY: bench test install clean
+.PHONY: bench export test install clean
 
 bench: install
 	$(BIN)/python -m bench
+
+export: install
+	$(BIN)/python -m export --measure --overwrite
 
 test: install
 	$(BIN)/ruff check .

@@ -49,18 +49,22 @@ class _Timer(fx.Interpreter):
         self.seconds: dict[fx.Node, float] = {}
         self._doors: dict[fx.Node, Any] = {}
         for node in graph_module.graph.nodes:
-            source = node.args[0] if node.target in DOORS else None
-            if source is not None and all(n in constants for n in node.all_input_nodes if n is not source):
+            if node.target not in DOORS:
+                continue
+            source = node.args[0]
+            if all(n in constants for n in node.all_input_nodes if n is not source):
                 arguments = fx.map_arg(node.args[1:], lambda n: constants[n])
-                self._doors[node] = DOORS[node.target](*arguments)
+                self._doors[node] = functools.partial(self._through, DOORS[node.target](*arguments), source)
 
     def run_node(self, n: fx.Node) -> Any:
-        door = self._doors.get(n)
-        call = functools.partial(super().run_node, n) if door is None else functools.partial(door, self.env[n.args[0]])
+        call = self._doors.get(n) or functools.partial(super().run_node, n)
         start = time.perf_counter()
         result = call()
         self.seconds[n] = time.perf_counter() - start
         return result
+
+    def _through(self, door: Any, source: fx.Node) -> Any:
+        return door(self.env[source])
 
 
 def record(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Recorded:
