@@ -19,6 +19,7 @@ import torch
 from kernels import autograd, native
 from kernels.checks import require, require_like, shape_of
 from kernels.conv_pool import reference
+from kernels.cuda import dispatch as cuda
 from kernels.mlp.op import LIBRARY
 from kernels.weights import Packed
 
@@ -99,6 +100,13 @@ def check(op: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
         conv = conv_size(input.shape[2 + axis], weight.shape[2 + axis], stride[axis], padding[axis], dilation[axis])
         fits = conv >= 1 and pooled[axis] >= 1
         require(fits, f"{op}: input: needs a larger {name} for kernel and pool to fit, got {shape_of(input)}")
+
+
+def check_arguments(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
+) -> None:
+    """`check` of the op's own arguments."""
+    check("conv_pool", input, weight, bias, geometry)
 
 
 def pack(tensors: Sequence[torch.Tensor | None], geometry: Geometry) -> Any:
@@ -192,6 +200,7 @@ def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 
 LIBRARY.impl("conv_pool", conv_pool_cpu, "CPU")
 LIBRARY.impl("conv_pool", conv_pool_aten, "CompositeExplicitAutograd")
+cuda.register(LIBRARY, "conv_pool", check_arguments, conv_pool_aten)
 torch.library.register_fake("fastgraph::conv_pool", fake, lib=LIBRARY)
 autograd.register(LIBRARY, "conv_pool", setup_context, backward)
 

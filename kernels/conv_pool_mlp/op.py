@@ -19,6 +19,7 @@ from kernels import autograd, native
 from kernels.checks import require, shape_of
 from kernels.conv_pool import op as conv_pool
 from kernels.conv_pool_mlp import reference
+from kernels.cuda import dispatch as cuda
 from kernels.mlp import op as mlp
 from kernels.mlp.op import LIBRARY, Biases, Weights
 
@@ -131,6 +132,7 @@ def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 
 LIBRARY.impl("conv_pool_mlp", conv_pool_mlp_cpu, "CPU")
 LIBRARY.impl("conv_pool_mlp", conv_pool_mlp_aten, "CompositeExplicitAutograd")
+cuda.register(LIBRARY, "conv_pool_mlp", lambda input, *rest: check(input, rest), conv_pool_mlp_aten)
 torch.library.register_fake("fastgraph::conv_pool_mlp", fake, lib=LIBRARY)
 autograd.register(LIBRARY, "conv_pool_mlp", setup_context, backward)
 

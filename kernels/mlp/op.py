@@ -19,6 +19,7 @@ import torch
 
 from kernels import autograd, native
 from kernels.checks import require, require_like, shape_of
+from kernels.cuda import dispatch as cuda
 from kernels.mlp import reference
 from kernels.weights import Packed
 
@@ -134,7 +135,7 @@ def mlp_cpu(input: torch.Tensor, weights: Weights, biases: Biases, activations: 
 
 
 def mlp_aten(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
-    """The op on tensors of any other device."""
+    """The op on tensors of any other device, and on CUDA where the Triton kernels do not take them."""
     check(input, weights, biases, activations)
     return reference.mlp(input, weights, biases, activations)
 
@@ -216,6 +217,7 @@ def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 
 LIBRARY.impl("mlp", mlp_cpu, "CPU")
 LIBRARY.impl("mlp", mlp_aten, "CompositeExplicitAutograd")
+cuda.register(LIBRARY, "mlp", check, mlp_aten)
 torch.library.register_fake("fastgraph::mlp", fake, lib=LIBRARY)
 autograd.register(LIBRARY, "mlp", setup_context, backward)
 

@@ -1,0 +1,1 @@
+"""What the Triton kernels share: device functions, tiles, the table of architectures, and how an op reaches them."""
