@@ -12,11 +12,13 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from triton.compiler import ASTSource
 from kernels.conv_pool import cuda as conv_pool
 from kernels.conv_pool_mlp import cuda as conv_pool_mlp
 from kernels.cuda.architecture import ARCHITECTURES, COMPILED, Architecture
-from kernels.cuda.target import Target
+from kernels.cuda.target import Target, fp32_precisions
 from kernels.mlp import cuda as mlp
 
 KINDS = {  # name: (dtype, precision of fp32 products)
@@ -44,6 +46,9 @@ TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"
 CHAIN = (784, 512, 256, 10)
 ACTIVATIONS = ["relu", "relu", "softmax"]
 GEOMETRY = ([1, 1], [0, 0], [1, 1], [3, 3], [2, 2], [0, 0], False)
+
+
+WIDE_LOADS = r"ld\.global\S*\.v4\.b32|cp\.async\.c[ag]\S* [^;]*, 0x10|cp\.async\.bulk\.tensor"
 
 
 @dataclass
@@ -100,7 +105,7 @@ def cases(kind: str, target: Target) -> Iterator[tuple[str, Callable[[], Any]]]:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     def layers(sizes: tuple[int, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        return [tensor(o, i) for i, o in zip(sizes, sizes[1:], strict=False)], [tensor(o) for o in sizes[1:]]
+        return [tensor(o, i) for i, o in pairwise(sizes)], [tensor(o) for o in sizes[1:]]
 
     weights, biases = layers(CHAIN)
     for rows in (1, 128, 8192):
@@ -110,11 +115,13 @@ def cases(kind: str, target: Target) -> Iterator[tuple[str, Callable[[], Any]]]:
         # Rows of an odd stride, for which there is no descriptor: the pointer kernel's large tile.
         strided = tensor(8192, CHAIN[0] + 1)[:, :-1]
         yield "linear strided", lambda: mlp.linear(strided, weights[0], biases[0], "relu", target)
-    yield "mlp", lambda: mlp.whole(tensor(65536, CHAIN[0]), weights, biases, ACTIVATIONS, target)
+    if mlp.whole_refusal(weights, kind) is None:
+        yield "mlp", lambda: mlp.whole(tensor(65536, CHAIN[0]), weights, biases, ACTIVATIONS, target)
     image, weight, bias = tensor(4, 3, 720, 480), tensor(16, 3, 3, 3), tensor(16)
     yield "conv_pool", lambda: conv_pool.run(image, weight, bias, *GEOMETRY, target=target)
     rest = (*layers((238, 120, 1)), ["relu", "relu+sigmoid"])
-    yield "conv_pool_mlp", lambda: conv_pool_mlp.whole(image, weight, bias, *GEOMETRY, *rest, target=target)
+    if conv_pool_mlp.whole_refusal(image, weight, GEOMETRY, rest[0], kind) is None:
+        yield "conv_pool_mlp", lambda: conv_pool_mlp.whole(image, weight, bias, *GEOMETRY, *rest, target=target)
 
 
 def launches(kind: str, architecture: Architecture) -> Iterator[tuple[str, Launch]]:
@@ -146,16 +153,28 @@ def source_of(launch: Launch) -> ASTSource:
 
 def compile_launch(launch: Launch, architecture: Architecture) -> tuple[Any, str]:
     """The compiled kernel, and what the assembler said about it."""
-    if architecture.is_amd:
-        gpu = GPUTarget("hip", architecture.name, 64)
-    else:
-        gpu = GPUTarget("cuda", architecture.number, 32)
+    amd, number = architecture.is_amd, architecture.number
+    gpu = GPUTarget("hip", architecture.name, 64) if amd else GPUTarget("cuda", number, 32)
     options = {name: launch.arguments[name] for name in ("num_warps", "num_stages")}
     log = io.StringIO()
     with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), contextlib.redirect_stdout(log):
         triton.knobs.compilation.always_compile = True  # a kernel from the cache would not be assembled again
         triton.knobs.nvidia.dump_ptxas_log = True
         return triton.compile(source_of(launch), target=gpu, options=options), log.getvalue()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what other programs write to standard error: the disassembler warns of every file's format."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def number(pattern: str, text: str) -> int:
@@ -182,10 +201,11 @@ def measure(case: str, launch: Launch, kind: str, architecture: Architecture) ->
         row.spilled = 4 * number(r"\.vgpr_spill_count:\s+(\d+)", text)
         row.wide_loads = len(re.findall(r"(?:global|buffer)_load_dwordx4", text))
     else:
-        text, ptx = compiled.asm["sass"], compiled.asm["ptx"]
+        with quiet():
+            text, ptx = compiled.asm["sass"], compiled.asm["ptx"]
         row.registers = number(r"Used (\d+) registers", log)
         row.spilled = number(r"(\d+) bytes spill stores", log) + number(r"(\d+) bytes spill loads", log)
-        row.wide_loads = len(re.findall(r"ld\.global\S*\.v4\.b32|cp\.async\.c[ag]\S* [^;]*, 0x10|cp\.async\.bulk\.tensor", ptx))
+        row.wide_loads = len(re.findall(WIDE_LOADS, ptx))
     counts = {name: len(re.findall(rf"\b{name}", text)) for name in architecture.matrix}
     row.matrix = {name: count for name, count in counts.items() if count}
     row.blocks = resident_blocks(row, architecture)
@@ -213,9 +233,11 @@ def shortcomings(row: Row, architecture: Architecture) -> list[str]:
         found.append(f"needs {row.shared} bytes of shared memory, {row.shared_limit} are to be had")
     if row.spilled:
         found.append(f"spills {row.spilled} bytes")
-    if row.kind != "ieee" and not row.matrix and not (architecture.is_amd and row.kind == "tf32x3"):
+    if row.kind != "ieee" and not row.matrix:
         found.append(f"has none of {', '.join(architecture.matrix)}")
-    if row.kernel in ("linear_kernel", "linear_descriptor_kernel", "mlp_kernel") and row.case != "linear strided" and not row.wide_loads:
+    if (
+        row.case.startswith(("linear", "mlp")) and row.case != "linear strided" and row.wide_loads < 2
+    ):  # of both operands
         found.append("loads contiguous operands element by element")
     if row.blocks < 1:
         found.append("no block fits a multiprocessor")
@@ -227,6 +249,8 @@ def rows(architectures: list[str], kinds: list[str]) -> Iterator[Row]:
     for name in architectures:
         architecture = ARCHITECTURES[name]
         for kind in kinds:
+            if KINDS[kind][0] is torch.float32 and KINDS[kind][1] not in fp32_precisions(architecture):
+                continue
             for case, launch in launches(kind, architecture):
                 yield measure(case, launch, kind, architecture)
 

@@ -29,8 +29,8 @@ def geometry_arguments(input: torch.Tensor, weight: torch.Tensor, geometry: Geom
         BATCH=input.shape[0],
         H=input.shape[2],
         W=input.shape[3],
-        C=weight.shape[1],
-        O=weight.shape[0],
+        IN_CHANNELS=weight.shape[1],
+        OUT_CHANNELS=weight.shape[0],
     )
     for axis, letter in enumerate("nchw"):
         arguments[f"stride_x{letter}"] = input.stride(axis)
@@ -57,7 +57,11 @@ def key(weight: torch.Tensor, geometry: Geometry, dtype: torch.dtype, target: Ta
 
 
 def run(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any, target: Target,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *geometry: Any,
+    target: Target,
     tile: Tile | None = None,
 ) -> torch.Tensor:
     """The op by its Triton kernel; `tile` None: the one measured as fastest, or the default."""

@@ -102,9 +102,7 @@ def check(op: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
         require(fits, f"{op}: input: needs a larger {name} for kernel and pool to fit, got {shape_of(input)}")
 
 
-def check_arguments(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
-) -> None:
+def check_arguments(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> None:
     """`check` of the op's own arguments."""
     check("conv_pool", input, weight, bias, geometry)
 

@@ -1,4 +1,4 @@
-"""conv_pool on a GPU: an implicit matrix product over (channel, kernel row, kernel column) for every tap of the pool."""
+"""conv_pool on a GPU: for every tap of the pool a matrix product over (channel, kernel row, kernel column)."""
 
 import triton
 import triton.language as tl
@@ -23,8 +23,8 @@ def conv_pool_kernel(
     stride_xc,
     stride_xh,
     stride_xw,
-    C: tl.constexpr,
-    O: tl.constexpr,
+    IN_CHANNELS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -50,8 +50,8 @@ def conv_pool_kernel(
 
     Bias and ReLU come after the maximum, with which both commute.
     """
-    TAPS: tl.constexpr = C * KERNEL_H * KERNEL_W
-    tiles_o = tl.cdiv(O, BLOCK_O)
+    TAPS: tl.constexpr = IN_CHANNELS * KERNEL_H * KERNEL_W
+    tiles_o = tl.cdiv(OUT_CHANNELS, BLOCK_O)
     program = tl.program_id(0)
     channels = program % tiles_o * BLOCK_O + tl.arange(0, BLOCK_O)
     # Results are numbered through images, rows and columns; 64 bits for the program's first one only.
@@ -89,13 +89,13 @@ def conv_pool_kernel(
             lhs = tl.load(x_window[:, None] + offset[None, :], mask=inside, other=0.0)
             rhs = tl.load(
                 w_ptr + channels[None, :] * TAPS + k[:, None],
-                mask=(channels[None, :] < O) & (k < TAPS)[:, None],
+                mask=(channels[None, :] < OUT_CHANNELS) & (k < TAPS)[:, None],
                 other=0.0,
             )
             conv = multiply_add(lhs, rhs, conv, PRECISION)
         best = maximum_or_nan(best, tl.where(exists[:, None], conv, float("-inf")))
     if HAS_BIAS:
-        best += tl.load(b_ptr + channels, mask=channels < O, other=0.0).to(tl.float32)[None, :]
+        best += tl.load(b_ptr + channels, mask=channels < OUT_CHANNELS, other=0.0).to(tl.float32)[None, :]
     y = maximum_or_nan(best, 0.0)
-    target = y_ptr + (image[:, None] * O + channels[None, :]) * area + place[:, None]
-    tl.store(target, rounded_to(y, y_ptr.dtype.element_ty), mask=valid[:, None] & (channels[None, :] < O))
+    target = y_ptr + (image[:, None] * OUT_CHANNELS + channels[None, :]) * area + place[:, None]
+    tl.store(target, rounded_to(y, y_ptr.dtype.element_ty), mask=valid[:, None] & (channels[None, :] < OUT_CHANNELS))

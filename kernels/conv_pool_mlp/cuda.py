@@ -1,4 +1,4 @@
-"""conv_pool_mlp on CUDA tensors: one launch where it fits, else conv_pool and mlp. Kernel: kernels/conv_pool_mlp/triton.py."""
+"""conv_pool_mlp on CUDA tensors: one launch where it fits (kernels/conv_pool_mlp/triton.py), else conv_pool and mlp."""
 
 from typing import Any
 
@@ -28,8 +28,12 @@ def refusal(input: torch.Tensor, *arguments: Any) -> str | None:
     return conv_pool.refusal(input, weight, bias, *geometry) or mlp.refusal(input, weights, biases, activations)
 
 
-def whole_refusal(input: torch.Tensor, weight: torch.Tensor, geometry: Geometry, weights: Weights) -> str | None:
-    """Why the op does not run in one launch, or None if it can."""
+def whole_refusal(
+    input: torch.Tensor, weight: torch.Tensor, geometry: Geometry, weights: Weights, kind: str
+) -> str | None:
+    """Why the op does not run in one launch, or None if it can. `kind`: `Target.kind` of the tensors' dtype."""
+    if kind == "tf32x3":
+        return "tf32x3 (three products at once spill the registers of one launch)"
     pool, pool_stride = geometry[3], geometry[4]
     if pool[0] > 2 * pool_stride[0]:
         return f"pool kernel {pool[0]} over stride {pool_stride[0]} (rows of one window are in two steps at most)"
@@ -68,7 +72,7 @@ def run(input: torch.Tensor, *arguments: Any, target: Target) -> torch.Tensor:
     weight, bias, geometry, weights, biases, activations = split(arguments)
     choice = choices.chosen(key(input, weight, geometry, weights, target), input.shape[0])
     two = choice is not None and choice.plan == "layers"
-    if two or whole_refusal(input, weight, geometry, weights) is not None:
+    if two or whole_refusal(input, weight, geometry, weights, target.kind(input.dtype)) is not None:
         pooled = conv_pool.run(input, weight, bias, *geometry, target=target)
         rows = pooled.view(-1, weights[0].shape[1])
         return mlp.run(rows, weights, biases, activations, target=target)
@@ -78,7 +82,7 @@ def run(input: torch.Tensor, *arguments: Any, target: Target) -> torch.Tensor:
 def describe(input: torch.Tensor, *arguments: Any, target: Target) -> tuple[str, str | None]:
     """(which kernels run at which batch, why not all of them can)."""
     weight, _, geometry, weights, _, _ = split(arguments)
-    reason = whole_refusal(input, weight, geometry, weights)
+    reason = whole_refusal(input, weight, geometry, weights, target.kind(input.dtype))
     if reason is not None:
         return "conv_pool, then mlp", f"not one launch: {reason}"
     measured = choices.describe(key(input, weight, geometry, weights, target))
@@ -94,7 +98,7 @@ def whole(input: torch.Tensor, *arguments: Any, target: Target, tile: Tile | Non
     sizes = [w.shape[0] for w in weights]
     tile = tile or tiles.conv_pool_mlp(channels, weight[0].numel(), input.dtype, target)
     channel_tiles = cdiv(channels, tile.m)
-    # Longer strips compute fewer rows twice, shorter ones give every multiprocessor some: four programs each, if possible.
+    # Longer strips compute fewer rows twice, shorter ones are more programs: four a multiprocessor, if possible.
     strip = batch * height * channel_tiles // (4 * target.processors)
     strip = torch.sym_max(1, torch.sym_min(LONGEST_STRIP, strip))
     y = input.new_empty(batch * channels * height, sizes[-1])

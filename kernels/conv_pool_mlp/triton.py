@@ -7,6 +7,49 @@ from kernels.cuda.functions import activate, maximum_or_nan, multiply_add, round
 
 
 @triton.jit
+def conv_row_in_fp32(
+    x_columns,
+    w_ptr,
+    exists,
+    row,
+    column,
+    H,
+    W,
+    stride_xc,
+    stride_xh,
+    stride_xw,
+    TAPS: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    channels,
+    OUT_CHANNELS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
+    """One row's products [BLOCK_W, BLOCK_O] tap by tap: without matrix instructions a product of whole tiles would hold
+    both operands in registers, and spill."""
+    conv = tl.zeros((BLOCK_W, BLOCK_O), dtype=tl.float32)
+    for tap in range(TAPS):
+        down = tap // KERNEL_W % KERNEL_H * DILATION_H
+        right = tap % KERNEL_W * DILATION_W
+        inside = exists
+        if PADDING_H > 0:
+            inside = inside & (row + down >= 0) & (row + down < H)
+        if PADDING_W > 0:
+            inside = inside & (column + right >= 0) & (column + right < W)
+        offset = tl.cast(tap // (KERNEL_H * KERNEL_W), tl.int64) * stride_xc
+        offset += tl.cast(down, tl.int64) * stride_xh + tl.cast(right, tl.int64) * stride_xw
+        pixels = tl.load(x_columns + offset, mask=inside, other=0.0)
+        weights = tl.load(w_ptr + channels * TAPS + tap, mask=channels < OUT_CHANNELS, other=0.0)
+        conv = tl.fma(tl.broadcast_to(pixels[:, None], (BLOCK_W, BLOCK_O)), weights[None, :], conv)
+    return conv
+
+
+@triton.jit
 def pooled_conv_row(
     x_image,
     conv_row,
@@ -18,6 +61,8 @@ def pooled_conv_row(
     stride_xc,
     stride_xh,
     stride_xw,
+    channels,
+    OUT_CHANNELS: tl.constexpr,
     TAPS: tl.constexpr,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
@@ -30,6 +75,7 @@ def pooled_conv_row(
     POOL_W: tl.constexpr,
     POOL_STRIDE_W: tl.constexpr,
     POOL_PADDING_W: tl.constexpr,
+    IN_FP32: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -38,7 +84,8 @@ def pooled_conv_row(
     """Maxima [BLOCK_W, BLOCK_O] of one convolution row over the pool's windows; -inf where no such row exists.
 
     Window i begins at convolution column i * POOL_STRIDE_W: the columns of one remainder are one matrix product, and a
-    window's later taps are the products of windows further right.
+    window's later taps are the products of windows further right. `w` are the weights [BLOCK_K, BLOCK_O], or IN_FP32 the
+    pointer to them.
     """
     windows = tl.arange(0, BLOCK_W)
     k = tl.arange(0, BLOCK_K)
@@ -56,18 +103,43 @@ def pooled_conv_row(
         conv_column = windows * POOL_STRIDE_W + phase - POOL_PADDING_W
         exists = (conv_row >= 0) & (conv_row < CONV_H) & (conv_column >= 0) & (conv_column < CONV_W)
         column = conv_column * STRIDE_W - PADDING_W
-        # [BLOCK_K, BLOCK_W], so that the lanes of a warp run along the image's row.
-        inside = exists[None, :] & (k < TAPS)[:, None]
-        if PADDING_H > 0:
-            inside &= ((row + down >= 0) & (row + down < H))[:, None]
-        if PADDING_W > 0:
-            inside &= (column[None, :] + right[:, None] >= 0) & (column[None, :] + right[:, None] < W)
-        pixels = tl.load(
-            x_row + (column.to(tl.int64) * stride_xw)[None, :] + offset[:, None],
-            mask=inside,
-            other=0.0,
-        )
-        conv = multiply_add(tl.trans(pixels), w, tl.zeros((BLOCK_W, BLOCK_O), dtype=tl.float32), PRECISION)
+        if IN_FP32:
+            conv = conv_row_in_fp32(
+                x_row + column.to(tl.int64) * stride_xw,
+                w,
+                exists,
+                row,
+                column,
+                H,
+                W,
+                stride_xc,
+                stride_xh,
+                stride_xw,
+                TAPS,
+                KERNEL_H,
+                KERNEL_W,
+                PADDING_H,
+                PADDING_W,
+                DILATION_H,
+                DILATION_W,
+                channels,
+                OUT_CHANNELS,
+                BLOCK_W,
+                BLOCK_O,
+            )
+        else:
+            # [BLOCK_K, BLOCK_W], so that the lanes of a warp run along the image's row.
+            inside = exists[None, :] & (k < TAPS)[:, None]
+            if PADDING_H > 0:
+                inside &= ((row + down >= 0) & (row + down < H))[:, None]
+            if PADDING_W > 0:
+                inside &= (column[None, :] + right[:, None] >= 0) & (column[None, :] + right[:, None] < W)
+            pixels = tl.load(
+                x_row + (column.to(tl.int64) * stride_xw)[None, :] + offset[:, None],
+                mask=inside,
+                other=0.0,
+            )
+            conv = multiply_add(tl.trans(pixels), w, tl.zeros((BLOCK_W, BLOCK_O), dtype=tl.float32), PRECISION)
         conv = tl.where(exists[:, None], conv, float("-inf"))
         for tap in tl.static_range(phase, POOL_W, POOL_STRIDE_W):
             if tap < POOL_STRIDE_W:
@@ -129,8 +201,8 @@ def conv_pool_mlp_kernel(
     stride_xc,
     stride_xh,
     stride_xw,
-    C: tl.constexpr,
-    O: tl.constexpr,
+    IN_CHANNELS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -173,9 +245,9 @@ def conv_pool_mlp_kernel(
     convolution; BLOCK_F is a slice of layer 1's features, all of them where there is one layer only.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    TAPS: tl.constexpr = C * KERNEL_H * KERNEL_W
+    TAPS: tl.constexpr = IN_CHANNELS * KERNEL_H * KERNEL_W
     SHARED: tl.constexpr = POOL_H - POOL_STRIDE_H if POOL_H > POOL_STRIDE_H else 0
-    tiles_o = tl.cdiv(O, BLOCK_O)
+    tiles_o = tl.cdiv(OUT_CHANNELS, BLOCK_O)
     strips = tl.cdiv(POOLED_H, STRIP)
     program = tl.program_id(0)
     channels = program % tiles_o * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -183,29 +255,85 @@ def conv_pool_mlp_kernel(
     image = (program // tiles_o // strips).to(tl.int64)
     x_image = x_ptr + image * stride_xn
     k = tl.arange(0, BLOCK_K)
-    channel_valid = channels < O
-    w = tl.load(
-        w_ptr + channels[None, :] * TAPS + k[:, None], mask=channel_valid[None, :] & (k < TAPS)[:, None], other=0.0
-    )
+    channel_valid = channels < OUT_CHANNELS
+    IN_FP32: tl.constexpr = dtype == tl.float32 and PRECISION == "ieee"
+    if IN_FP32:
+        w = w_ptr  # read tap by tap
+    else:
+        w = tl.load(
+            w_ptr + channels[None, :] * TAPS + k[:, None], mask=channel_valid[None, :] & (k < TAPS)[:, None], other=0.0
+        )
     columns = tl.arange(0, BLOCK_W)
     none = tl.full((BLOCK_W, BLOCK_O), float("-inf"), dtype=tl.float32)
     shared = none
     for i in tl.static_range(SHARED):
         row = pooled_conv_row(
-            x_image, first * POOL_STRIDE_H + i - POOL_PADDING_H, w, H, W, CONV_H, CONV_W, stride_xc, stride_xh, stride_xw,
-            TAPS, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W,
-            POOL_W, POOL_STRIDE_W, POOL_PADDING_W, PRECISION, BLOCK_W, BLOCK_O, BLOCK_K,
-        )  # fmt: skip
+            x_image,
+            first * POOL_STRIDE_H + i - POOL_PADDING_H,
+            w,
+            H,
+            W,
+            CONV_H,
+            CONV_W,
+            stride_xc,
+            stride_xh,
+            stride_xw,
+            channels,
+            OUT_CHANNELS,
+            TAPS,
+            KERNEL_H,
+            KERNEL_W,
+            STRIDE_H,
+            STRIDE_W,
+            PADDING_H,
+            PADDING_W,
+            DILATION_H,
+            DILATION_W,
+            POOL_W,
+            POOL_STRIDE_W,
+            POOL_PADDING_W,
+            IN_FP32,
+            PRECISION,
+            BLOCK_W,
+            BLOCK_O,
+            BLOCK_K,
+        )
         shared = maximum_or_nan(shared, row)
     for pooled_row in range(first, min(first + STRIP, POOLED_H)):
         window = shared
         shared = none
         for i in tl.static_range(SHARED, POOL_H):
             row = pooled_conv_row(
-                x_image, pooled_row * POOL_STRIDE_H + i - POOL_PADDING_H, w, H, W, CONV_H, CONV_W, stride_xc, stride_xh,
-                stride_xw, TAPS, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W,
-                POOL_W, POOL_STRIDE_W, POOL_PADDING_W, PRECISION, BLOCK_W, BLOCK_O, BLOCK_K,
-            )  # fmt: skip
+                x_image,
+                pooled_row * POOL_STRIDE_H + i - POOL_PADDING_H,
+                w,
+                H,
+                W,
+                CONV_H,
+                CONV_W,
+                stride_xc,
+                stride_xh,
+                stride_xw,
+                channels,
+                OUT_CHANNELS,
+                TAPS,
+                KERNEL_H,
+                KERNEL_W,
+                STRIDE_H,
+                STRIDE_W,
+                PADDING_H,
+                PADDING_W,
+                DILATION_H,
+                DILATION_W,
+                POOL_W,
+                POOL_STRIDE_W,
+                POOL_PADDING_W,
+                IN_FP32,
+                PRECISION,
+                BLOCK_W,
+                BLOCK_O,
+                BLOCK_K,
+            )
             window = maximum_or_nan(window, row)
             if i >= POOL_STRIDE_H:
                 shared = maximum_or_nan(shared, row)
@@ -215,9 +343,18 @@ def conv_pool_mlp_kernel(
         pooled = rounded_to(pooled, dtype)
         if LAYERS == 1:
             y = layer_of_columns(
-                pooled, w1_ptr, b1_ptr, tl.arange(0, BLOCK_F), IN, BLOCK_W, OUT1, BLOCK_F, ACTIVATION1, HAS_BIAS1,
+                pooled,
+                w1_ptr,
+                b1_ptr,
+                tl.arange(0, BLOCK_F),
+                IN,
+                BLOCK_W,
+                OUT1,
+                BLOCK_F,
+                ACTIVATION1,
+                HAS_BIAS1,
                 PRECISION,
-            )  # fmt: skip
+            )
         else:
             features2 = tl.arange(0, PADDED2)
             valid2 = features2 < OUT2
@@ -238,11 +375,20 @@ def conv_pool_mlp_kernel(
             y = tl.where(valid2[:, None], activate(y, valid2[:, None], ACTIVATION2, 0), 0.0)
         if LAYERS == 3:
             y = layer_of_columns(
-                rounded_to(y, dtype), w3_ptr, b3_ptr, tl.arange(0, PADDED3), OUT2, PADDED2, OUT3, PADDED3, ACTIVATION3,
-                HAS_BIAS3, PRECISION,
-            )  # fmt: skip
+                rounded_to(y, dtype),
+                w3_ptr,
+                b3_ptr,
+                tl.arange(0, PADDED3),
+                OUT2,
+                PADDED2,
+                OUT3,
+                PADDED3,
+                ACTIVATION3,
+                HAS_BIAS3,
+                PRECISION,
+            )
         out: tl.constexpr = OUT1 if LAYERS == 1 else OUT2 if LAYERS == 2 else OUT3
         padded: tl.constexpr = BLOCK_F if LAYERS == 1 else PADDED2 if LAYERS == 2 else PADDED3
         features = tl.arange(0, padded)
-        target = y_ptr + ((image * O + channels[None, :]) * POOLED_H + pooled_row) * out + features[:, None]
+        target = y_ptr + ((image * OUT_CHANNELS + channels[None, :]) * POOLED_H + pooled_row) * out + features[:, None]
         tl.store(target, rounded_to(y, dtype), mask=(features < out)[:, None] & channel_valid[None, :])

@@ -1,4 +1,4 @@
-"""What the GPUs are that the Triton kernels are compiled for: limits that decide about tiles, and instructions to expect.
+"""The GPUs that the Triton kernels are compiled for: limits that decide about tiles, and instructions to expect.
 
 Limits: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; AMD Instinct MI300 (CDNA 3)
 instruction set architecture, chapter 1. Shared memory in bytes.

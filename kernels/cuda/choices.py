@@ -11,11 +11,11 @@ import math
 import os
 import tempfile
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from kernels.cuda.tiles import Tile
-
 
 PLANS = {"layers": "a kernel a layer", "whole": "one launch"}
 
@@ -62,7 +62,7 @@ def chosen(key: str, rows: Any) -> Choice | None:
     found = table().get(key)
     if not found:
         return None
-    for smaller, larger in zip(found, found[1:], strict=False):
+    for smaller, larger in pairwise(found):
         if rows <= math.isqrt(smaller.rows * larger.rows):
             return smaller
     return found[-1]

@@ -43,9 +43,10 @@ def interpreted_dot(lhs, rhs, accumulator, PRECISION: tl.constexpr):
 def multiply_add(lhs, rhs, accumulator, PRECISION: tl.constexpr):
     """accumulator [M, N] fp32 + lhs [M, K] @ rhs [K, N]. PRECISION of fp32 operands: "ieee", "tf32x3" or "tf32"."""
     if INTERPRETED:
-        return interpreted_dot(lhs, rhs, accumulator, PRECISION)
+        accumulator = interpreted_dot(lhs, rhs, accumulator, PRECISION)
     else:
-        return tl.dot(lhs, rhs, accumulator, input_precision=PRECISION)
+        accumulator = tl.dot(lhs, rhs, accumulator, input_precision=PRECISION)
+    return accumulator
 
 
 @triton.jit
@@ -55,9 +56,10 @@ def rounded_to(x, dtype: tl.constexpr):
         bits = x.to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         nearest = tl.where(x == x, nearest, 0x7FC0)  # a NaN's low bits would carry into its exponent
-        return nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        y = nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        return x.to(dtype)
+        y = x.to(dtype)
+    return y
 
 
 @triton.jit

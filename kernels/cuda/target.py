@@ -39,10 +39,14 @@ def fp32_precision(architecture: Architecture) -> str:
     if forced and forced not in PRECISIONS:
         raise RuntimeError(f"FASTGRAPH_CUDA_FP32: needs one of {', '.join(PRECISIONS)}, got {forced!r}")
     precision = forced or ("tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee")
-    has_tf32 = architecture.is_amd or architecture.number >= 80
-    if not has_tf32 or (architecture.is_amd and precision == "tf32x3"):
-        return "ieee"
-    return precision
+    return precision if precision in fp32_precisions(architecture) else "ieee"
+
+
+def fp32_precisions(architecture: Architecture) -> tuple[str, ...]:
+    """How an architecture can multiply fp32 operands."""
+    if architecture.is_amd:
+        return ("ieee", "tf32")
+    return PRECISIONS if architecture.number >= 80 else ("ieee",)
 
 
 @functools.cache

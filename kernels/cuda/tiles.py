@@ -48,13 +48,14 @@ def operands_fit(tile: Tile, itemsize: int, architecture: Architecture) -> bool:
 def linear(rows: Any, out_features: int, dtype: torch.dtype, target: Target, softmax: bool) -> Tile:
     """The default for [rows, K] @ [K, out_features]; softmax needs all features in one tile."""
     wide = 64 if dtype.itemsize == 2 else 32  # bytes of one tile row along k: 128
-    if softmax:
-        return Tile(16, padded(out_features), wide, 4, 2)
+    if softmax:  # on AMD a wave of 64 lanes would find less than 16 bytes a lane in a smaller share
+        return Tile(16, padded(out_features), wide, 2 if target.architecture.is_amd else 4, 2)
     if rows <= 16:
         return Tile(16, 32, 2 * wide, 4, 3)  # few rows: as many programs as possible share the weights
+    kind = target.kind(dtype)
     if rows <= 512:
-        return Tile(64, 64, wide, 4, 3)
-    if dtype.itemsize == 4 and target.precision == "ieee":
+        return Tile(64, 64, wide, 8 if kind == "tf32x3" else 4, 3)
+    if kind in ("ieee", "tf32x3"):
         return Tile(64, 64, wide, 8, 2)
     return Tile(128, 128, wide, 8, 3 if dtype.itemsize == 2 else 2)
 

@@ -18,22 +18,21 @@ WIDEST_SOFTMAX = 256  # features of one tile of the Linear kernel
 WHOLE_FROM = 16384  # rows; below, the weights would be read by too few programs to share their cost (model, FACTS 4)
 
 
-def refusal(
-    input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]
-) -> str | None:
+def refusal(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> str | None:
     """Why the kernels do not take these tensors, or None if they do."""
     return "a layer without features" if any(0 in w.shape for w in weights) else None
 
 
-def whole_refusal(weights: Weights) -> str | None:
-    """Why the chain does not run in one launch, or None if it can."""
+def whole_refusal(weights: Weights, kind: str) -> str | None:
+    """Why the chain does not run in one launch, or None if it can. `kind`: `Target.kind` of the tensors' dtype."""
+    if kind == "tf32x3":
+        return "tf32x3 (three products at once spill the registers of one launch)"
     if not 2 <= len(weights) <= MOST_LAYERS:
         return f"{len(weights)} layers (one launch takes 2 to {MOST_LAYERS})"
     widest = max(w.shape[0] for w in weights[1:])
     if widest > WIDEST:
         return f"{widest} features (one launch keeps up to {WIDEST} behind the first layer)"
     return None
-
 
 
 def key(weights: Weights, dtype: torch.dtype, target: Target) -> str:
@@ -47,14 +46,14 @@ def plan_for(weights: Weights, dtype: torch.dtype, rows: Any, target: Target) ->
     choice = choices.chosen(key(weights, dtype, target), rows)
     if choice is not None:
         return choice.plan, choice.tile
-    return ("whole" if whole_refusal(weights) is None and rows >= WHOLE_FROM else "layers"), None
+    return ("whole" if whole_refusal(weights, target.kind(dtype)) is None and rows >= WHOLE_FROM else "layers"), None
 
 
 def describe(
     input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str], *, target: Target
 ) -> tuple[str, str | None]:
     """(which kernels run at which number of rows, why not all of them can)."""
-    reason = whole_refusal(weights)
+    reason = whole_refusal(weights, target.kind(input.dtype))
     if reason is not None:
         return "a kernel a layer", f"not one launch: {reason}"
     measured = choices.describe(key(weights, input.dtype, target))
@@ -76,7 +75,11 @@ def run(
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, target: Target,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+    target: Target,
     tile: Tile | None = None,
 ) -> torch.Tensor:
     """One layer on rows x [M, K]; `tile` None: the one measured as fastest, or the default."""
@@ -107,7 +110,11 @@ def linear(
 
 
 def whole(
-    x: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str], target: Target,
+    x: torch.Tensor,
+    weights: Weights,
+    biases: Biases,
+    activations: Sequence[str],
+    target: Target,
     tile: Tile | None = None,
 ) -> torch.Tensor:
     """The whole chain on rows x [M, K] in one launch."""
@@ -138,7 +145,7 @@ def whole(
 
 
 def describable(matrix: torch.Tensor) -> bool:
-    """Whether a tensor descriptor can be made of it: 16-byte aligned, rows contiguous and multiples of 16 bytes apart."""
+    """Whether a tensor descriptor can be made of it: 16-byte aligned, rows contiguous, multiples of 16 bytes apart."""
     size = matrix.element_size()
     aligned = matrix.storage_offset() * size % 16 == 0 and matrix.stride(0) * size % 16 == 0
     return matrix.stride(1) == 1 and aligned

@@ -1,7 +1,7 @@
 """mlp on a GPU: a Linear layer with its activations, by pointers or by tensor descriptors (TMA), and a whole chain.
 
-All of them take fp32, fp16 or bf16, accumulate in fp32, and round a layer's output to the tensors' dtype before the next
-layer, as eager does. Weights are in nn.Linear's layout [out_features, in_features].
+All of them take fp32, fp16 or bf16, accumulate in fp32, and round a layer's output to the tensors' dtype before the
+next layer, as eager does. Weights are in nn.Linear's layout [out_features, in_features].
 """
 
 import triton

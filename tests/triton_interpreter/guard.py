@@ -30,7 +30,7 @@ def rows_in_nan(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def guarded_outputs() -> Iterator[None]:
-    """Tensors that are allocated meanwhile lie between sentinels; at the end all of them, and nothing else, is written."""
+    """Tensors allocated meanwhile lie between sentinels; at the end all of them, and nothing else, is written."""
     plain: Callable[..., torch.Tensor] = torch.Tensor.new_empty
     allocated: list[tuple[torch.Tensor, int]] = []
 

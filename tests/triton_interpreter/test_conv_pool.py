@@ -69,8 +69,8 @@ def test_one_launch_in_every_precision(kind: str) -> None:
         ("net", [9, 33, 17, 2], ["silu", "relu", "softmax"]),
         ("lenet", [4, 3, 1], ["tanh", "relu+sigmoid"]),
         ("resnet", [5, 6, 2], ["relu", "none"]),
-        ("dilated", [4, 6, 2], ["relu", "none"]),
-        ("ceil", [8, 6, 2], ["relu", "none"]),
+        ("dilated", [3, 6, 2], ["relu", "none"]),
+        ("ceil", [7, 6, 2], ["relu", "none"]),
         ("pool_apart", [6, 2], ["relu"]),
         ("one_pixel", [1, 2], ["gelu"]),
     ],
@@ -92,7 +92,7 @@ def test_rows_that_are_not_pooled_rows_run_as_two_ops() -> None:
     x, weight, bias, *geometry = conv_arguments(generator(), *GEOMETRIES["net"])
     weights, biases = layers(generator(), [18, 3])
     arguments = (weight, bias, *geometry, weights, biases, ["relu"])
-    reason = conv_pool_mlp.whole_refusal(x, weight, tuple(geometry), weights)
+    reason = conv_pool_mlp.whole_refusal(x, weight, tuple(geometry), weights, "ieee")
     assert reason == "the rows of the mlp (18 features) are not the pooled rows"
     pooled = conv_pool.run(x, weight, bias, *geometry, target=target())
     expected = mlp.run(pooled.view(-1, 18), weights, biases, ["relu"], target=target())

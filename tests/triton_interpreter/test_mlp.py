@@ -26,7 +26,9 @@ def test_default_initialisation(plan: str) -> None:
     check_mlp([784, 65, 33, 10], ["relu", "relu", "none"], 5, "ieee", plan, default_init=True)
 
 
-@pytest.mark.parametrize(("rows", "sizes"), [(1, [1, 1]), (16, [32, 32]), (17, [33, 31]), (65, [31, 65]), (64, [64, 64])])
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(1, [1, 1]), (16, [32, 32]), (17, [33, 31]), (65, [31, 65]), (64, [64, 64])]
+)
 def test_either_side_of_a_tile(rows: int, sizes: list[int]) -> None:
     check_mlp(sizes, ["relu"], rows)
 
