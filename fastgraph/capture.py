@@ -13,6 +13,7 @@ from torch.fx.experimental import _config
 from torch.utils import _pytree as pytree
 
 from fastgraph.conditions import compile_condition, conditions
+from fastgraph.cuda import check_available
 
 # Layers whose training mode is not a pure function of the input.
 _TRAINING_LAYERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -96,11 +97,15 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...]) -> torch.export.Ex
 def capture(model: nn.Module, example_inputs: Sequence[Any]) -> Captured:
     """Captures `model` as it is called with `example_inputs`.
 
-    Errors: TypeError and ValueError for a wrong model or wrong inputs; RuntimeError, naming the cause, where calling
-    the model fails or torch.export does not take it.
+    Errors: TypeError and ValueError for a wrong model or wrong inputs; RuntimeError, naming the cause, where a device
+    is not there, calling the model fails, or torch.export does not take it.
     """
     check_model(model)
     inputs = check_example_inputs(example_inputs)
+    for name, values in (("example_inputs", inputs), ("model", list(model.parameters()))):
+        for value in pytree.tree_leaves(values):
+            if isinstance(value, torch.Tensor):
+                check_available(value.device, name)
     program = export(model, inputs)
     unlifted = program.module()
     graph = unlifted.graph

@@ -12,6 +12,7 @@ from torch import fx
 from fastgraph.capture import Captured, sizes
 from fastgraph.rewrite import Rewritten
 from fastgraph.rewrite.rule import origins
+from kernels.cuda import dispatch as cuda
 from kernels.native import cpu_capability, takes
 
 
@@ -57,7 +58,10 @@ class Explanation:
 def explain(captured: Captured, rewritten: Rewritten, notes: list[str]) -> Explanation:
     """The table for a captured graph and what it was rewritten to."""
     becomes = {name: node for node in rewritten.graph.nodes for name in origins([node])}
-    kernel_of = {n.name: _kernel(n) for n in rewritten.graph.nodes if str(n.target).startswith("fastgraph.")}
+    fused = [n for n in rewritten.graph.nodes if str(n.target).startswith("fastgraph.")]
+    kernel_of, shortfall = {}, {}  # what runs a fused node, and why nothing better does
+    for n in fused:
+        kernel_of[n.name], shortfall[n.name] = _kernel(n)
     reasons: dict[str, list[str]] = {}
     for refusal in rewritten.refusals:
         reasons.setdefault(refusal.node, []).append(f"not {refusal.rule}: {refusal.reason}")
@@ -67,6 +71,8 @@ def explain(captured: Captured, rewritten: Rewritten, notes: list[str]) -> Expla
             continue
         new = becomes.get(node.name)
         reason = reasons.get(node.name, [])
+        if new is not None and shortfall.get(new.name):
+            reason = [*reason, shortfall[new.name]]
         if new is not None and len(origins([new])) > 1 and new.name not in kernel_of:
             reason = [f"by rule {new.meta['rule']}", *reason]
         kernel = "" if new is None else kernel_of.get(new.name, "ATen")
@@ -79,12 +85,14 @@ def _shape(node: fx.Node) -> str:
     return sizes(value) if isinstance(value, torch.Tensor) else ""
 
 
-def _kernel(node: fx.Node) -> str:
-    """What runs a fused node: "mlp (avx2, bfloat16 weights)", or ATen for a dtype that the kernels do not take."""
+def _kernel(node: fx.Node) -> tuple[str, str]:
+    """What runs a fused node, "mlp (avx2)" or ATen where no kernel takes it; on CUDA also why no better."""
     name = str(node.target).split(".")[1]
+    if node.meta["val"].device.type == "cuda":
+        kernels, reason = cuda.describe(name, fx.map_arg(node.args, lambda n: n.meta["val"]))
+        return f"{name} ({kernels})", reason
     weights = [n.meta["val"] for n in node.all_input_nodes[1:]]
-    tensor = weights[0]
+    dtype = weights[0].dtype
     if takes(*weights):
-        dtype = "" if tensor.dtype is torch.float32 else ", bfloat16 weights"
-        return f"{name} ({cpu_capability()}{dtype})"
-    return f"{name} (ATen, {str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type})"
+        return f"{name} ({cpu_capability()}{'' if dtype is torch.float32 else ', bfloat16 weights'})", ""
+    return f"{name} (ATen, {str(dtype).removeprefix('torch.')} on {weights[0].device.type})", ""

@@ -1,7 +1,7 @@
 """`optimize` and the module that it returns."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -10,15 +10,16 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fastgraph import precision
+from fastgraph import cuda, precision
 from fastgraph.capture import Captured, capture, check_inputs, flatten_inputs
 from fastgraph.direct import Direct, State
 from fastgraph.explanation import Explanation, explain
 from fastgraph.rewrite import rewrite
 from fastgraph.verify import verify as verify_module
+from kernels.cuda import choices
 from kernels.native import cpu_capability
 
-ENGINES = ("auto", "direct", "inductor")
+ENGINES = ("auto", "direct", "inductor", "max-autotune")
 _ACCEPTED = 4096  # input shapes remembered as checked
 
 
@@ -36,8 +37,10 @@ def optimize(
         result shares its parameters, so training either is seen by both.
     example_inputs: the model's arguments, as a tuple. Sizes that the model leaves free stay free, a batch of 1 too.
     dtype: computes in this floating dtype (torch.bfloat16, ...); parameters, inputs and outputs keep theirs.
-    engine: "direct" runs the rewritten graph as it is, "inductor" through torch.compile; "auto" is direct on the CPU
-        and inductor on CUDA.
+    engine: "direct" runs the rewritten graph as it is, "inductor" through torch.compile, on CUDA with CUDA graphs
+        (its mode "reduce-overhead"); "auto" is direct on the CPU and inductor on CUDA. "max-autotune" is
+        torch.compile's mode of that name, and on CUDA first measures the fused ops' kernels at the example's sizes:
+        which tiles, and one launch or a kernel a layer. What was fastest is kept for later processes.
     verify: compares the result on the example inputs with float64 before returning.
 
     Errors: TypeError or ValueError for wrong arguments; RuntimeError, naming the cause, where the model cannot be
@@ -47,6 +50,8 @@ def optimize(
         raise ValueError(f"engine: needs one of {', '.join(ENGINES)}, got {engine!r}")
     captured = capture(model, example_inputs)
     optimized = OptimizedModule(captured, dtype=dtype, engine=engine)
+    if engine == "max-autotune":
+        optimized.tune(example_inputs)
     if verify:
         optimized.notes.append(verify_module(optimized, captured, tuple(example_inputs), dtype))
     return optimized
@@ -76,7 +81,8 @@ class OptimizedModule(nn.Module):
         self._accepted: set[Any] = set()
         one_input = captured.in_spec == pytree.tree_structure(((0,), {}))
         self._one_tensor = one_input and captured.out_spec == pytree.tree_structure(0)
-        self._compiled = torch.compile(self.rewritten.graph_module, dynamic=True) if self.engine == "inductor" else None
+        self._on_cuda = cuda.is_on_cuda(node.meta.get("val") for node in captured.placeholders)
+        self._compiled = None if self.engine == "direct" else self._compile()
 
     def _share(self, captured: nn.Module, rewritten: nn.Module) -> None:
         """Both graphs read parameters from the dictionaries of this very module, so that a replaced one is seen."""
@@ -85,6 +91,23 @@ class OptimizedModule(nn.Module):
         for name, plain in vars(captured).items():
             if isinstance(plain, torch.Tensor):  # a tensor that is neither parameter nor buffer
                 self.__dict__[name] = plain
+
+    def _compile(self) -> Callable[..., Sequence[Any]]:
+        if self._on_cuda:
+            return cuda.compiled(self.rewritten.graph_module, self.engine)
+        mode = "max-autotune" if self.engine == "max-autotune" else None
+        return torch.compile(self.rewritten.graph_module, dynamic=True, mode=mode)
+
+    def tune(self, example_inputs: Sequence[Any]) -> None:
+        """Measures the fused ops' kernels on CUDA at the sizes of `example_inputs`, for this and later processes.
+
+        Does nothing on the CPU, whose kernels have no choice to make.
+        """
+        if self._on_cuda:
+            flat = flatten_inputs(self.captured, tuple(example_inputs), {})
+            with torch.no_grad():
+                cuda.Tuner(self.rewritten.graph_module).run(*flat)
+            self._compiled = self._compile()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's result for these inputs; the original's kind of error where they are wrong."""
@@ -115,7 +138,7 @@ class OptimizedModule(nn.Module):
         tensors = [t for t in flat if isinstance(t, torch.Tensor)]
         if any(_is_autocast(device) for device in {t.device.type for t in tensors}):
             return self.captured.graph_module(*flat)  # autocast decides operator by operator, and knows eager's
-        if self._compiled is not None:
+        if self._compiled is not None and not (self._on_cuda and self._wants_grad(*tensors)):
             return self._compiled(*flat)
         if not _is_quiet() or any(type(t) is not torch.Tensor for t in tensors) or self._wants_grad(*tensors):
             return self.rewritten.graph_module(*flat)
@@ -165,7 +188,11 @@ class OptimizedModule(nn.Module):
 
     def explain(self) -> Explanation:
         """What became of each operator of the original: fused into what, run by which kernel, or why not."""
-        engine = f"engine: {self.engine}; CPU kernels: {cpu_capability()}"
+        if self._on_cuda:
+            mode = f" (torch.compile, mode {cuda.MODES[self.engine]})" if self.engine in cuda.MODES else ""
+            engine = f"engine: {self.engine}{mode}; measured choices: {choices.path()}"
+        else:
+            engine = f"engine: {self.engine}; CPU kernels: {cpu_capability()}"
         return explain(self.captured, self.rewritten, [engine, *self.notes])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OptimizedModule":
@@ -180,8 +207,7 @@ class OptimizedModule(nn.Module):
 
 
 def _engine(captured: Captured) -> str:
-    tensors = [node.meta.get("val") for node in captured.placeholders]
-    return "inductor" if any(isinstance(t, torch.Tensor) and t.device.type == "cuda" for t in tensors) else "direct"
+    return "inductor" if cuda.is_on_cuda(node.meta.get("val") for node in captured.placeholders) else "direct"
 
 
 def _is_autocast(device_type: str) -> bool:

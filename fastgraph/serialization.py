@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fastgraph.capture import Captured, free_ones
 from fastgraph.conditions import compile_condition
+from fastgraph.cuda import check_available
 from fastgraph.module import OptimizedModule
 
 FORMAT = "fastgraph"
@@ -250,6 +251,7 @@ def _root(descriptions: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.
             owner = owner.get_submodule(part)
         kind, first = description["kind"], description["same_as"]
         if first not in made:
+            check_available(torch.device(description["device"]), target)
             tensor = tensors[first].to(description["device"])
             made[first] = nn.Parameter(tensor, description["requires_grad"]) if kind == "parameter" else tensor
         if kind == "buffer":

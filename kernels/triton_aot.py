@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def cases(kind: str, target: Target) -> Iterator[tuple[str, Callable[[], Any]]]:
 
     weights, biases = layers(CHAIN)
     for rows in (1, 128, 8192):
-        yield f"linear {rows}", lambda r=rows: mlp.linear(tensor(r, CHAIN[0]), weights[0], biases[0], "relu", target)
+        x = tensor(rows, CHAIN[0])
+        yield f"linear {rows}", partial(mlp.linear, x, weights[0], biases[0], "relu", target)
     yield "linear softmax", lambda: mlp.linear(tensor(128, CHAIN[2]), weights[2], biases[2], "softmax", target)
     if target.architecture.has_descriptors:
         # Rows of an odd stride, for which there is no descriptor: the pointer kernel's large tile.

@@ -194,7 +194,7 @@ def test_what_is_no_tensor(x, deep: nn.Module) -> None:
 
 
 def test_wrong_arguments_of_optimize(deep: nn.Module) -> None:
-    with pytest.raises(ValueError, match="engine: needs one of auto, direct, inductor, got 'turbo'"):
+    with pytest.raises(ValueError, match="engine: needs one of auto, direct, inductor, max-autotune, got 'turbo'"):
         fastgraph.optimize(deep, (torch.zeros(1, 784),), engine="turbo")
     with pytest.raises(ValueError, match="dtype: needs one of torch.float32, .*, got torch.int8"):
         fastgraph.optimize(deep, (torch.zeros(1, 784),), dtype=torch.int8)

@@ -1,11 +1,14 @@
 """conv_pool on CUDA tensors: its tile and its launch. The kernel is in kernels/conv_pool/triton.py."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from kernels.conv_pool.op import Geometry, conv_size, output_shape
 from kernels.cuda import choices, tiles
+from kernels.cuda.measure import Trial, Trials
 from kernels.cuda.target import Target, cdiv
 from kernels.cuda.tiles import Tile
 
@@ -98,3 +101,14 @@ def describe(
     """(which kernel runs, None)."""
     measured = choices.describe(key(weight, geometry, input.dtype, target))
     return measured or "one launch (default tile, not measured)", None
+
+
+def trials(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any, target: Target
+) -> Iterator[Trials]:
+    """Tiles."""
+    batch, channels, height, width = output_shape(input, weight, geometry)
+    found = tiles.conv_pool_candidates(channels, weight[0].numel(), input.dtype, target)
+    call = partial(run, input, weight, bias, *geometry, target=target)
+    ways = (Trial("whole", t, partial(call, tile=t)) for t in found)
+    yield Trials(key(weight, geometry, input.dtype, target), batch * height * width, ways)

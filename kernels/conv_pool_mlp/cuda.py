@@ -1,5 +1,7 @@
 """conv_pool_mlp on CUDA tensors: one launch where it fits (kernels/conv_pool_mlp/triton.py), else conv_pool and mlp."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from kernels.conv_pool import cuda as conv_pool
 from kernels.conv_pool.op import Geometry, output_shape
 from kernels.conv_pool_mlp.op import split
 from kernels.cuda import choices, tiles
+from kernels.cuda.measure import Trial, Trials
 from kernels.cuda.target import Target, activation_code, cdiv, padded
 from kernels.cuda.tiles import Tile
 from kernels.mlp import cuda as mlp
@@ -69,14 +72,19 @@ def key(input: torch.Tensor, weight: torch.Tensor, geometry: Geometry, weights: 
 
 def run(input: torch.Tensor, *arguments: Any, target: Target) -> torch.Tensor:
     """The op by Triton kernels; same arguments and result as the op's."""
-    weight, bias, geometry, weights, biases, activations = split(arguments)
+    weight, _, geometry, weights, _, _ = split(arguments)
     choice = choices.chosen(key(input, weight, geometry, weights, target), input.shape[0])
     two = choice is not None and choice.plan == "layers"
     if two or whole_refusal(input, weight, geometry, weights, target.kind(input.dtype)) is not None:
-        pooled = conv_pool.run(input, weight, bias, *geometry, target=target)
-        rows = pooled.view(-1, weights[0].shape[1])
-        return mlp.run(rows, weights, biases, activations, target=target)
+        return in_two(input, *arguments, target=target)
     return whole(input, *arguments, target=target, tile=None if choice is None else choice.tile)
+
+
+def in_two(input: torch.Tensor, *arguments: Any, target: Target) -> torch.Tensor:
+    """conv_pool, then mlp."""
+    weight, bias, geometry, weights, biases, activations = split(arguments)
+    pooled = conv_pool.run(input, weight, bias, *geometry, target=target)
+    return mlp.run(pooled.view(-1, weights[0].shape[1]), weights, biases, activations, target=target)
 
 
 def describe(input: torch.Tensor, *arguments: Any, target: Target) -> tuple[str, str | None]:
@@ -132,3 +140,16 @@ def whole(input: torch.Tensor, *arguments: Any, target: Target, tile: Tile | Non
         **tile.options,
     )
     return y
+
+
+def trials(input: torch.Tensor, *arguments: Any, target: Target) -> Iterator[Trials]:
+    """Tiles of the two ops, then the two against one launch."""
+    weight, bias, geometry, weights, biases, activations = split(arguments)
+    yield from conv_pool.trials(input, weight, bias, *geometry, target=target)
+    rows = conv_pool.run(input, weight, bias, *geometry, target=target).view(-1, weights[0].shape[1])
+    yield from mlp.trials(rows, weights, biases, activations, target=target)
+    ways = [Trial("layers", None, partial(in_two, input, *arguments, target=target))]
+    if whole_refusal(input, weight, geometry, weights, target.kind(input.dtype)) is None:
+        found = tiles.conv_pool_mlp_candidates(weight.shape[0], weight[0].numel(), input.dtype, target)
+        ways += [Trial("whole", t, partial(whole, input, *arguments, target=target, tile=t)) for t in found]
+    yield Trials(key(input, weight, geometry, weights, target), input.shape[0], ways)

@@ -84,8 +84,8 @@ def pooled_conv_row(
     """Maxima [BLOCK_W, BLOCK_O] of one convolution row over the pool's windows; -inf where no such row exists.
 
     Window i begins at convolution column i * POOL_STRIDE_W: the columns of one remainder are one matrix product, and a
-    window's later taps are the products of windows further right. `w` are the weights [BLOCK_K, BLOCK_O], or IN_FP32 the
-    pointer to them.
+    window's later taps are the products of windows further right. `w` are the weights [BLOCK_K, BLOCK_O], or the
+    pointer to them where IN_FP32.
     """
     windows = tl.arange(0, BLOCK_W)
     k = tl.arange(0, BLOCK_K)

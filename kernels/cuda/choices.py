@@ -6,6 +6,7 @@ hold. It is read once a process.
 """
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -74,6 +75,11 @@ def describe(key: str) -> str | None:
     if not found:
         return None
     return "measured: " + ", ".join(f"{PLANS.get(c.plan, c.plan)} at {c.rows}" for c in found)
+
+
+def digest() -> str:
+    """A short name of all that the table says; the same for the same table."""
+    return hashlib.sha256(repr(sorted(table().items())).encode()).hexdigest()[:16]
 
 
 def record(key: str, choice: Choice) -> None:

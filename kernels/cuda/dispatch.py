@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
+from kernels.cuda.measure import measure
 from kernels.cuda.target import target_of, unavailable
 
 
@@ -46,6 +47,14 @@ def describe(name: str, arguments: tuple[Any, ...]) -> tuple[str, str]:
     plan, reason = _module(name).describe(*arguments, target=target)
     kind = target.kind(arguments[0].dtype)
     return f"Triton, {target.architecture.name}, {kind}: {plan}", reason or ""
+
+
+def tune(name: str, arguments: tuple[Any, ...]) -> None:
+    """Measures every way to compute an op on these CUDA tensors, and keeps the fastest (`kernels.cuda.choices`)."""
+    if why_aten(name, arguments) is None:
+        with torch.cuda.device(arguments[0].device):
+            for trials in _module(name).trials(*arguments, target=target_of(arguments[0].device, kernel_itself)):
+                measure(trials)
 
 
 def register(

@@ -1,11 +1,13 @@
 """mlp on CUDA tensors: which kernels with which tiles, and their launches. The kernels are in kernels/mlp/triton.py."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from kernels.cuda import choices, tiles
+from kernels.cuda.measure import Trial, Trials
 from kernels.cuda.target import Target, activation_code, cdiv, padded
 from kernels.cuda.tiles import Tile
 from kernels.mlp.op import ACTIVATIONS, LAST_ONLY, Biases, Weights
@@ -33,6 +35,11 @@ def whole_refusal(weights: Weights, kind: str) -> str | None:
     if widest > WIDEST:
         return f"{widest} features (one launch keeps up to {WIDEST} behind the first layer)"
     return None
+
+
+def linear_key(weight: torch.Tensor, dtype: torch.dtype, target: Target) -> str:
+    """What a measured tile of one layer holds for."""
+    return f"linear {weight.shape[1]}-{weight.shape[0]} {target.kind(dtype)} {target.architecture.name}"
 
 
 def key(weights: Weights, dtype: torch.dtype, target: Target) -> str:
@@ -69,9 +76,17 @@ def run(
     if plan == "whole":
         x = whole(x, weights, biases, activations, target, tile)
     else:
-        for weight, bias, activation in zip(weights, biases, activations, strict=True):
-            x = linear(x, weight, bias, activation, target)
+        x = by_layers(x, weights, biases, activations, target)
     return x.view(*input.shape[:-1], weights[-1].shape[0])
+
+
+def by_layers(
+    x: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str], target: Target
+) -> torch.Tensor:
+    """The chain on rows x [M, K], a launch a layer."""
+    for weight, bias, activation in zip(weights, biases, activations, strict=True):
+        x = linear(x, weight, bias, activation, target)
+    return x
 
 
 def linear(
@@ -92,8 +107,9 @@ def linear(
         y = linear(x, weight, bias, "+".join(names[:-1]) or "none", target, tile)
         return FUNCTIONS[names[-1]](y)
     if tile is None:
-        choice = choices.chosen(f"linear {depth}-{features} {target.kind(x.dtype)} {target.architecture.name}", rows)
-        tile = choice.tile if choice else tiles.linear(rows, features, x.dtype, target, softmax)
+        choice = choices.chosen(linear_key(weight, x.dtype, target), rows)
+        tile = choice.tile if choice else None
+    tile = tile or tiles.linear(rows, features, x.dtype, target, softmax)
     y = x.new_empty(rows, features)
     arguments: dict[str, Any] = dict(
         x_ptr=x, w_ptr=weight, b_ptr=weight if bias is None else bias.contiguous(), y_ptr=y,
@@ -148,4 +164,28 @@ def describable(matrix: torch.Tensor) -> bool:
     """Whether a tensor descriptor can be made of it: 16-byte aligned, rows contiguous, multiples of 16 bytes apart."""
     size = matrix.element_size()
     aligned = matrix.storage_offset() * size % 16 == 0 and matrix.stride(0) * size % 16 == 0
-    return matrix.stride(1) == 1 and aligned
+    return bool(matrix.stride(1) == 1 and aligned)
+
+
+def trials(
+    input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str], *, target: Target
+) -> Iterator[Trials]:
+    """Tiles of every layer, then the layers one by one against the whole chain."""
+    x = input.reshape(-1, input.shape[-1])
+    rows, dtype = x.shape[0], x.dtype
+    layer_input = x
+    for weight, bias, activation in zip(weights, biases, activations, strict=True):
+        names = split(activation)
+        softmax = bool(names) and names[-1] in LAST_ONLY and weight.shape[0] <= WIDEST_SOFTMAX
+        layer = (layer_input, weight, bias, activation, target)
+        found = tiles.linear_candidates(rows, weight.shape[0], dtype, target, softmax)
+        yield Trials(
+            linear_key(weight, dtype, target), rows, (Trial("layers", t, partial(linear, *layer, t)) for t in found)
+        )
+        layer_input = linear(*layer)
+    chain = (x, weights, biases, activations, target)
+    ways = [Trial("layers", None, partial(by_layers, *chain))]
+    if whole_refusal(weights, target.kind(dtype)) is None:
+        found = tiles.mlp_candidates(max(padded(w.shape[0]) for w in weights[1:]), dtype, target)
+        ways += [Trial("whole", t, partial(whole, *chain, t)) for t in found]
+    yield Trials(key(weights, dtype, target), rows, ways)

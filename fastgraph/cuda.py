@@ -1,0 +1,58 @@
+"""The engine on CUDA: torch.compile over the rewritten graph, CUDA graphs around it, and measuring on request."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from kernels.cuda import choices, dispatch
+
+MODES = {"inductor": "reduce-overhead", "max-autotune": "max-autotune"}  # engine: torch.compile's mode
+
+
+def check_available(device: torch.device, what: str) -> None:
+    """RuntimeError where `what` is on a CUDA device and there is none."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"{what}: on {device}, but PyTorch finds no CUDA GPU on this machine")
+
+
+def is_on_cuda(tensors: Iterable[Any]) -> bool:
+    """Whether one of the values is a tensor on CUDA."""
+    return any(isinstance(t, torch.Tensor) and t.device.type == "cuda" for t in tensors)
+
+
+def compiled(graph_module: fx.GraphModule, engine: str) -> Callable[..., Sequence[Any]]:
+    """The graph by Inductor in the engine's mode, with CUDA graphs for calls without gradients.
+
+    A replayed CUDA graph writes its results over those of the call before: each call returns copies, which are small
+    beside what the kernels read. Inductor keeps compiled graphs across processes; the tag tells apart those that were
+    compiled with other measured choices.
+    """
+    function = torch.compile(graph_module, dynamic=True, mode=MODES[engine])
+    tag = f"fastgraph {choices.digest()}"
+    seen: set[Any] = set()
+
+    def call(*flat: Any) -> list[Any]:
+        torch.compiler.cudagraph_mark_step_begin()
+        shapes = tuple(t.shape if isinstance(t, torch.Tensor) else t for t in flat)
+        if shapes in seen:
+            results = function(*flat)
+        else:
+            with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]  # only a new shape can need a compilation
+                results = function(*flat)
+            seen.add(shapes)
+        return [t.clone() if isinstance(t, torch.Tensor) else t for t in results]
+
+    return call
+
+
+class Tuner(fx.Interpreter):
+    """Runs a graph and measures every fused op on the tensors that reach it."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operator's result; a fused op's kernels are measured first."""
+        namespace, _, name = str(getattr(target, "name", lambda: "")()).partition("::")
+        if namespace == "fastgraph" and args[0].device.type == "cuda":
+            dispatch.tune(name.split(".")[0], args)
+        return super().call_function(target, args, kwargs)

@@ -1,0 +1,48 @@
+"""GPUs in the tests: the reason to skip without one, and a stand-in for what can be proven without."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+NO_GPU = "no CUDA GPU on this machine"
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
+
+
+class StandInDriver:
+    """All that tracing asks of Triton's driver: what to compile for."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@contextmanager
+def stand_in_gpu(monkeypatch: pytest.MonkeyPatch, name: str = "sm_90") -> Iterator[FakeTensorMode]:
+    """CUDA tensors are fake ones of this mode, on a GPU of this architecture: graphs can be traced, nothing runs."""
+    import triton
+
+    from kernels.cuda import target
+    from kernels.cuda.architecture import ARCHITECTURES
+
+    architecture = ARCHITECTURES[name]
+    monkeypatch.setattr(target, "architecture_of", lambda device: architecture)
+    monkeypatch.setattr(target, "processors_of", lambda device: architecture.processors)
+    before = triton.runtime.driver._active
+    triton.runtime.driver.set_active(StandInDriver())
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        triton.runtime.driver._active = before
+
+
+def on_cuda(value: Any) -> Any:
+    """Fake CUDA tensors in the place of all tensors; inside a `stand_in_gpu`."""
+    make = lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda")  # noqa: E731
+    return pytree.tree_map(lambda v: make(v) if isinstance(v, torch.Tensor) else v, value)
