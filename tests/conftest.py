@@ -11,6 +11,12 @@ _module = native.kernels()
 ISAS = _module.isas() if _module else []
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `cuda` are skipped here, so that the report has one line for all of them."""
+    if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU on this machine")
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A seeded source of random numbers."""

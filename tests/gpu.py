@@ -1,4 +1,4 @@
-"""GPUs in the tests: the reason to skip without one, and a stand-in for what can be proven without."""
+"""A stand-in for a GPU, for what can be proven without one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,6 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-
-NO_GPU = "no CUDA GPU on this machine"
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 
 
 class StandInDriver:

@@ -13,7 +13,7 @@ import fastgraph
 from fastgraph import cuda
 from fastgraph.models import DeepLearningModel, Net
 from kernels.cuda import choices
-from tests.gpu import needs_gpu, stand_in_gpu
+from tests.gpu import stand_in_gpu
 from tests.reference import assert_close_to_reference, random
 
 BATCHES = {DeepLearningModel: (0, 1, 16, 1024, 20000), Net: (0, 1, 16)}  # those of the bench, and a whole chain's
@@ -140,7 +140,6 @@ def check(fast: nn.Module, model: nn.Module, x: torch.Tensor, dtype: torch.dtype
 
 
 @pytest.mark.cuda
-@needs_gpu
 @pytest.mark.parametrize("model_type", BATCHES)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("engine", ["auto", "direct"])
@@ -156,7 +155,6 @@ def test_numbers_at_every_batch(
 
 
 @pytest.mark.cuda
-@needs_gpu
 @pytest.mark.parametrize("precision", ["tf32x3", "tf32"])
 def test_precisions(precision: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTGRAPH_CUDA_FP32", precision)
@@ -171,7 +169,6 @@ def test_precisions(precision: str, generator: torch.Generator, monkeypatch: pyt
 
 
 @pytest.mark.cuda
-@needs_gpu
 def test_gradients(generator: torch.Generator) -> None:
     model = on_gpu(DeepLearningModel)
     x = random(generator, (16, 784)).cuda()
@@ -183,7 +180,6 @@ def test_gradients(generator: torch.Generator) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 def test_weights_are_never_stale(generator: torch.Generator) -> None:
     model = on_gpu(DeepLearningModel)
     x = random(generator, (16, 784)).cuda()
@@ -195,7 +191,6 @@ def test_weights_are_never_stale(generator: torch.Generator) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 def test_capture_and_replay_by_the_user(generator: torch.Generator) -> None:
     model = on_gpu(DeepLearningModel)
     x = random(generator, (16, 784)).cuda()
@@ -211,7 +206,6 @@ def test_capture_and_replay_by_the_user(generator: torch.Generator) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 @pytest.mark.parametrize("engine", ["auto", "direct"])
 def test_another_stream(engine: str, generator: torch.Generator) -> None:
     """The work is on the caller's stream: ordered behind what the caller put there, and not on the default stream."""
@@ -234,9 +228,9 @@ def test_another_stream(engine: str, generator: torch.Generator) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA GPU on this machine")
 def test_several_devices(generator: torch.Generator) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA GPU on this machine")
     x = random(generator, (16, 784))
     for index in (1, 0):
         model = on_gpu(DeepLearningModel).to(f"cuda:{index}")
@@ -245,7 +239,6 @@ def test_several_devices(generator: torch.Generator) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 def test_tensors_on_different_devices() -> None:
     fast = fastgraph.optimize(on_gpu(DeepLearningModel), (torch.zeros(2, 784, device="cuda"),), engine="direct")
     with torch.no_grad(), pytest.raises(RuntimeError, match="needs the device of weights, cuda:0, got cpu"):
@@ -253,7 +246,6 @@ def test_tensors_on_different_devices() -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 def test_autocast_is_eagers(generator: torch.Generator) -> None:
     model = on_gpu(DeepLearningModel)
     x = random(generator, (16, 784)).cuda()
@@ -263,7 +255,6 @@ def test_autocast_is_eagers(generator: torch.Generator) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 @pytest.mark.parametrize("engine", ["auto", "direct"])
 def test_no_synchronisation_inside_a_call(engine: str) -> None:
     x = torch.zeros(16, 784, device="cuda")
@@ -279,7 +270,6 @@ def test_no_synchronisation_inside_a_call(engine: str) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 @pytest.mark.parametrize("engine", ["auto", "direct"])
 def test_memory_is_stable_over_ten_thousand_calls(engine: str) -> None:
     x = torch.zeros(16, 784, device="cuda")
@@ -295,7 +285,6 @@ def test_memory_is_stable_over_ten_thousand_calls(engine: str) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 def test_threads(generator: torch.Generator) -> None:
     model = on_gpu(DeepLearningModel)
     x = random(generator, (16, 784)).cuda()
@@ -317,7 +306,6 @@ def test_threads(generator: torch.Generator) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 def test_max_autotune_measures_and_keeps(generator: torch.Generator) -> None:
     model = on_gpu(DeepLearningModel)
     x = random(generator, (16, 784)).cuda()
@@ -329,7 +317,6 @@ def test_max_autotune_measures_and_keeps(generator: torch.Generator) -> None:
 
 
 @pytest.mark.cuda
-@needs_gpu
 def test_nan_and_infinities_go_where_eager_sends_them(generator: torch.Generator) -> None:
     for model_type in BATCHES:
         model = on_gpu(model_type)
