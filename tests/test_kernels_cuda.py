@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._functorch.aot_autograd import aot_function
 
+from kernels.conv_pool import cuda as conv_pool
 from kernels.conv_pool_mlp import cuda as conv_pool_mlp
 from kernels.cuda import architecture, choices, dispatch, target, tiles
 from kernels.cuda.architecture import ARCHITECTURES, COMPILED, OLDEST
@@ -175,6 +176,23 @@ def test_a_chain_that_is_not_one_launch(sizes: list[int], reason: str | None, ge
     assert mlp.whole_refusal(weights, "tf32x3") == "tf32x3 (three products at once spill the registers of one launch)"
 
 
+def test_sizes_beyond_32_bits() -> None:
+    def sized(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    weights = [sized(2, 1)]
+    assert mlp.refusal(sized(2**31 - 1, 1), weights, [None], ["relu"]) is None
+    assert mlp.refusal(sized(2**31, 1), weights, [None], ["relu"]) == "more than 2147483647 rows"
+    assert mlp.refusal(sized(3, 0), [sized(2, 0)], [None], ["relu"]) == "a layer without features"
+    chain = [sized(2**16, 2**15), sized(8, 2**16)]
+    assert mlp.whole_refusal(chain, "bf16") == "more than 2147483647 weights in a layer"
+    image, one = sized(1, 1, 2**16, 2**15), ([1, 1], [0, 0], [1, 1], [1, 1], [1, 1], [0, 0], False)
+    assert conv_pool.refusal(image, sized(1, 1, 1, 1), None, *one) == "more than 2147483647 pooled pixels an image"
+    assert conv_pool.refusal(image[:, :, 1:], sized(1, 1, 1, 1), None, *one) is None
+    assert conv_pool.refusal(image, sized(2**16, 2**15, 1, 1), None, *one) == "more than 2147483647 weights"
+    assert conv_pool.refusal(image, sized(0, 1, 1, 1), None, *one) == "a convolution without weights"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -288,6 +306,24 @@ def test_candidates_begin_with_the_default_and_fit(name: str) -> None:
             for tile in others:
                 assert tile.stages * (tile.m + tile.n) * tile.k * dtype.itemsize <= gpu.architecture.shared_a_block
                 assert tile.m <= max(16, 2 * rows)
+
+
+def test_an_allocator_is_there_for_descriptors_and_the_users_own_stays() -> None:
+    from triton.runtime import _allocation
+
+    def own(size: int, alignment: int, stream: int | None) -> Any:
+        raise AssertionError("not called")
+
+    before = _allocation._allocator.get()
+    try:
+        _allocation._allocator.set(_allocation.NullAllocator())
+        dispatch.kernel_itself(None)
+        assert not isinstance(_allocation._allocator.get(), _allocation.NullAllocator)
+        _allocation.set_allocator(own)
+        dispatch.kernel_itself(None)
+        assert _allocation._allocator.get() is own
+    finally:
+        _allocation._allocator.set(before)
 
 
 # ---- measured choices

@@ -19,6 +19,8 @@ def refusal(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     """Why the kernel does not take these tensors, or None if it does."""
     if 0 in weight.shape:
         return "a convolution without weights"
+    if weight.numel() > LARGEST:
+        return f"more than {LARGEST} weights"
     _, _, height, width = output_shape(input, weight, geometry)
     return f"more than {LARGEST} pooled pixels an image" if height * width > LARGEST else None
 

@@ -19,12 +19,21 @@ from kernels.cuda.target import target_of, unavailable
 
 def kernel_itself(kernel: Any) -> Any:
     """Launches at once."""
+    _provide_scratch()
     return kernel
 
 
 def kernel_in_trace(kernel: Any) -> Any:
     """Leaves a node in the graph, which Inductor compiles with what is around it."""
     return torch.library.wrap_triton(kernel)
+
+
+def _provide_scratch() -> None:
+    """Tensor descriptors are written to memory that Triton asks an allocator for; one that the user has set stays."""
+    from triton.runtime import _allocation
+
+    if isinstance(_allocation._allocator.get(), _allocation.NullAllocator):
+        _allocation.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
 
 
 @functools.cache

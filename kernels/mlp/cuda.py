@@ -17,12 +17,15 @@ from kernels.mlp.reference import split
 MOST_LAYERS = 4  # of the whole-chain kernel
 WIDEST = 256  # features that one program keeps in registers: of all layers from the second on
 WIDEST_SOFTMAX = 256  # features of one tile of the Linear kernel
+LARGEST = 2**31 - 1  # rows are 32-bit numbers in the kernels; places in memory are not, where they may pass it
 WHOLE_FROM = 16384  # rows; below, the weights would be read by too few programs to share their cost (model, FACTS 4)
 
 
 def refusal(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> str | None:
     """Why the kernels do not take these tensors, or None if they do."""
-    return "a layer without features" if any(0 in w.shape for w in weights) else None
+    if any(0 in w.shape for w in weights):
+        return "a layer without features"
+    return f"more than {LARGEST} rows" if input.numel() // weights[0].shape[1] > LARGEST else None
 
 
 def whole_refusal(weights: Weights, kind: str) -> str | None:
@@ -31,6 +34,8 @@ def whole_refusal(weights: Weights, kind: str) -> str | None:
         return "tf32x3 (three products at once spill the registers of one launch)"
     if not 2 <= len(weights) <= MOST_LAYERS:
         return f"{len(weights)} layers (one launch takes 2 to {MOST_LAYERS})"
+    if max(w.numel() for w in weights) > LARGEST:
+        return f"more than {LARGEST} weights in a layer"
     widest = max(w.shape[0] for w in weights[1:])
     if widest > WIDEST:
         return f"{widest} features (one launch keeps up to {WIDEST} behind the first layer)"
