@@ -53,6 +53,6 @@ class Tuner(fx.Interpreter):
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator's result; a fused op's kernels are measured first."""
         namespace, _, name = str(getattr(target, "name", lambda: "")()).partition("::")
-        if namespace == "fastgraph" and args[0].device.type == "cuda":
+        if namespace == "fastgraph":
             dispatch.tune(name.split(".")[0], args)
         return super().call_function(target, args, kwargs)

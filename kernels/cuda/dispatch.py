@@ -59,8 +59,11 @@ def describe(name: str, arguments: tuple[Any, ...]) -> tuple[str, str]:
 
 
 def tune(name: str, arguments: tuple[Any, ...]) -> None:
-    """Measures every way to compute an op on these CUDA tensors, and keeps the fastest (`kernels.cuda.choices`)."""
-    if why_aten(name, arguments) is None:
+    """Measures every way to compute an op on these tensors, and keeps the fastest (`kernels.cuda.choices`).
+
+    Nothing where Triton kernels do not run: on other devices, and for what they do not take.
+    """
+    if arguments[0].device.type == "cuda" and why_aten(name, arguments) is None:
         with torch.cuda.device(arguments[0].device):
             for trials in _module(name).trials(*arguments, target=target_of(arguments[0].device, kernel_itself)):
                 measure(trials)
