@@ -76,7 +76,8 @@ def test_one_launch_in_every_precision(kind: str) -> None:
     ],
 )
 def test_one_launch_of_every_geometry(name: str, features: list[int], activations: list[str]) -> None:
-    check_conv_pool_mlp(name, features, activations)
+    kind = "tf32" if name == "resnet" else "ieee"  # in fp32 the interpreter would go through 147 taps one by one
+    check_conv_pool_mlp(name, features, activations, kind)
 
 
 def test_strips_of_one_row_and_no_bias() -> None:

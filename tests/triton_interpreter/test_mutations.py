@@ -43,7 +43,7 @@ CHECKS: dict[str, Callable[[], Any]] = {
     "conv_pool, padded": lambda: check_conv_pool("resnet"),
     "conv_pool with NaN": lambda: check_conv_pool("net", special=[float("nan")]),
     "conv_pool_mlp": lambda: check_conv_pool_mlp("net", [9, 20, 3], ["relu", "none"]),
-    "conv_pool_mlp, padded": lambda: check_conv_pool_mlp("resnet", [5, 6, 2], ["relu", "none"]),
+    "conv_pool_mlp, padded": lambda: check_conv_pool_mlp("dilated", [3, 6, 2], ["relu", "none"], "tf32"),
 }
 
 # fault: (module, source, its replacement, the check that must see it)
