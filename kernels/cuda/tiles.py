@@ -78,8 +78,8 @@ def linear_candidates(
                         yield tile
 
 
-def mlp(widest: int, dtype: torch.dtype, target: Target) -> Tile:
-    """The default for a whole chain; `widest` are the padded features that a program keeps in registers."""
+def mlp(dtype: torch.dtype, target: Target) -> Tile:
+    """The default for a whole chain."""
     if dtype.itemsize == 4:  # without matrix instructions 32 rows spill on sm_80, sm_90 and sm_120
         return Tile(16 if target.precision == "ieee" else 32, 64, 32, 8, 2)
     return Tile(64, 64, 64, 8, 2)
@@ -87,7 +87,7 @@ def mlp(widest: int, dtype: torch.dtype, target: Target) -> Tile:
 
 def mlp_candidates(widest: int, dtype: torch.dtype, target: Target) -> Iterator[Tile]:
     """The default and what else might be faster, without what cannot fit."""
-    default = mlp(widest, dtype, target)
+    default = mlp(dtype, target)
     yield default
     for m in (16, 32, 64, 128):
         for n in (64, 128):

@@ -143,7 +143,7 @@ def whole(
 
     sizes = [w.shape[0] for w in weights]
     if tile is None:
-        tile = tiles.mlp(max(padded(n) for n in sizes[1:]), x.dtype, target)
+        tile = tiles.mlp(x.dtype, target)
     y = x.new_empty(x.shape[0], sizes[-1])
     arguments: dict[str, Any] = {}
     for i in range(MOST_LAYERS):
