@@ -4,8 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
+from fastgraph.models import DeepLearningModel, Net
 from kernels import native
+from tests.reference import scaled
 
 _module = native.kernels()
 ISAS = _module.isas() if _module else []
@@ -40,3 +43,17 @@ def keep_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def deep() -> nn.Module:
+    """DeepLearningModel whose outputs depend on the input."""
+    torch.manual_seed(5)
+    return scaled(DeepLearningModel())
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    """Net whose outputs depend on the input."""
+    torch.manual_seed(6)
+    return scaled(Net())

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from fastgraph.verify import error, tolerance
@@ -66,3 +67,12 @@ def layers(generator: torch.Generator, sizes: Sequence[int], bias: bool = True) 
     """Weights and biases of a chain, scaled so that values keep their size from layer to layer."""
     weights = [random(generator, (o, i), (2 / max(i, 1)) ** 0.5) for i, o in pairwise(sizes)]
     return weights, [random(generator, (o,)) if bias else None for o in sizes[1:]]
+
+
+def scaled(model: nn.Module, gain: float = 3.0) -> nn.Module:
+    """Larger weights than the default initialisation, whose outputs hardly depend on the input."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(gain)
+    return model.eval()

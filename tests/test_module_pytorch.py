@@ -1,0 +1,128 @@
+"""OptimizedModule among the rest of PyTorch: any module, modes, hooks, autocast, compile, export."""
+
+import copy
+
+import torch
+import torchvision
+from torch import nn
+
+import fastgraph
+from tests.reference import assert_close_to_reference, random
+
+
+def test_any_module_comes_through(generator: torch.Generator) -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    cases = [
+        (torchvision.models.resnet18(), (1, 3, 64, 64), {"conv_pool", "mlp"}),
+        (torchvision.models.mobilenet_v3_small(), (2, 3, 64, 64), {"mlp"}),
+        (
+            nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(216, 10)),
+            (4, 1, 16, 16),
+            {"conv_pool", "mlp"},
+        ),
+        (nn.Conv1d(3, 4, 3), (2, 3, 10), set()),
+        (encoder, (2, 5, 16), {"mlp"}),
+    ]
+    for model, shape, fused in cases:
+        model = model.eval()
+        x = random(generator, shape)
+        fast = fastgraph.optimize(model, (x,))
+        with torch.no_grad():
+            exact = copy.deepcopy(model).double()(x.double())
+            assert_close_to_reference(fast(x), model(x), exact)
+            doubled = torch.cat([x, x])
+            assert_close_to_reference(fast(doubled), model(doubled), torch.cat([exact, exact]))
+        kernels = {row.kernel.split(" ")[0] for row in fast.explain()} - {"ATen", ""}
+        assert kernels == fused, type(model)
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.offset = torch.ones(4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls.add_(1)
+        return torch.relu(self.linear(x)) + self.offset, self.calls * 2
+
+
+def test_buffers_that_the_model_writes_to() -> None:
+    fast = fastgraph.optimize(Counter().eval(), (torch.ones(2, 4),))
+    assert "not verified" in str(fast.explain())
+    before = fast.calls.item()
+    with torch.no_grad():
+        counts = [fast(torch.ones(2, 4))[1].item() for _ in range(3)]
+    assert counts == [2 * (before + i) for i in (1, 2, 3)]
+
+
+def test_results_do_not_alias_weights() -> None:
+    class Weights(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight * 2 if x.shape[0] else x
+
+    fast = fastgraph.optimize(Weights(), (torch.ones(2),))
+    with torch.no_grad():
+        fast(torch.ones(2)).zero_()
+        assert fast(torch.ones(2)).tolist() == [2.0, 2.0, 2.0]
+
+
+def test_modes_see_the_operators(deep: nn.Module) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    fast = fastgraph.optimize(deep, (torch.zeros(1, 784),))
+    seen: list[str] = []
+    with torch.no_grad():
+        fast(torch.zeros(1, 784))
+        with Record():
+            fast(torch.zeros(1, 784))
+    assert "fastgraph.mlp.default" in seen
+
+
+def test_hooks_run(deep: nn.Module) -> None:
+    fast = fastgraph.optimize(deep, (torch.zeros(1, 784),))
+    called = []
+    fast.register_forward_hook(lambda module, args, output: called.append(output.shape))
+    with torch.no_grad():
+        fast(torch.zeros(3, 784))
+    assert called == [(3, 10)]
+
+
+def test_autocast_is_eagers(deep: nn.Module, generator: torch.Generator) -> None:
+    fast = fastgraph.optimize(deep, (torch.zeros(1, 784),))
+    x = random(generator, (3, 784))
+    with torch.no_grad():
+        fast(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(fast(x), deep(x))
+
+
+def test_fullgraph_compile_and_export_of_an_optimized_module(deep: nn.Module, generator: torch.Generator) -> None:
+    fast = fastgraph.optimize(deep, (torch.zeros(2, 784),))
+    x = random(generator, (3, 784))
+    with torch.no_grad():
+        compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(x), fast(x))
+        program = torch.export.export(fast, (x,), dynamic_shapes=(({0: torch.export.Dim.AUTO},),), strict=False)
+        assert torch.equal(program.module()(x[:2]), fast(x[:2]))
+
+
+def test_inductor_engine_on_the_cpu(deep: nn.Module, generator: torch.Generator) -> None:
+    fast = fastgraph.optimize(deep, (torch.zeros(2, 784),), engine="inductor")
+    direct = fastgraph.optimize(deep, (torch.zeros(2, 784),))
+    with torch.no_grad():
+        for batch in (2, 5):
+            x = random(generator, (batch, 784))
+            assert torch.equal(fast(x), direct(x))
+    assert "engine: inductor" in str(fast.explain())
