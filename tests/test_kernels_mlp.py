@@ -210,3 +210,14 @@ def test_direct_door_gives_the_ops_bits(generator: torch.Generator) -> None:
         assert torch.equal(door(x), mlp(x, weights, biases, ["relu", "softmax"]))
     with pytest.raises(RuntimeError, match="needs the dtype of weights"):
         door(torch.ones(2, 50).double())
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("activation", ["none", "softmax", "log_softmax"])
+def test_layers_without_inputs_or_outputs(activation: str, generator: torch.Generator) -> None:
+    """Tensors without elements have no address, and a softmax of no features has nothing to look at."""
+    for sizes in ([4, 0], [0, 20], [0, 0], [5, 0, 20], [5, 24, 0]):
+        for rows in (1, 3, 300):
+            weights, biases = layers(generator, sizes)
+            x = random(generator, (rows, sizes[0]))
+            check_op(mlp, reference.mlp, x, weights, biases, ["none"] * (len(sizes) - 2) + [activation])

@@ -285,6 +285,7 @@ void mlp_layer_bf16(const MlpLayer& layer, const float* a, int64_t lda, int64_t 
 
 void mlp_finish(const MlpLayer& last, float* out, int64_t ldo, int64_t rows, float* y) {
   const int64_t N = last.out_features;
+  if (N == 0) return;  // y may be null, and a softmax has no sixteen floats to look at
   const Activation tail = last.activation_count > 0 ? last.activations[last.activation_count - 1] : Activation::none;
   for (int64_t row = 0; row < rows; row++) {
     if (tail == Activation::softmax || tail == Activation::log_softmax) softmax_row(out + row * ldo, N, tail == Activation::log_softmax);
