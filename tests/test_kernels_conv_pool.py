@@ -110,6 +110,14 @@ def test_nan_and_infinities_go_where_eager_sends_them(name: str, generator: torc
 
 
 @pytest.mark.usefixtures("isa")
+def test_weights_whose_sum_is_beyond_the_range(generator: torch.Generator) -> None:
+    """Winograd's form adds weights up; the convolution itself never does."""
+    x = random(generator, (1, 1, 6, 40), 0.01)
+    weight = torch.full((2, 1, 3, 3), 3e38)
+    check_op(conv_pool, reference.conv_pool, x, weight, None, [1, 1], [0, 0], [1, 1], [2, 2], [2, 2], [0, 0], False)
+
+
+@pytest.mark.usefixtures("isa")
 def test_negative_zero_never_wins() -> None:
     """With denormals flushed, 2e-38 - 2.5e-38 becomes -0, whose bit pattern is above every positive number's."""
     if not torch.set_flush_denormal(True):

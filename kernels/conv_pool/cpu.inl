@@ -288,6 +288,7 @@ FASTGRAPH_INLINE void strip_of(const ConvPoolCall& call, const Column& source, c
 bool bounded(const ConvPoolCall& call, const float* image, int64_t first_row, int64_t rows) {
   const ConvPoolShape& s = call.shape;
   const int64_t begin = first_row < 0 ? 0 : first_row, pixels = (smaller(first_row + rows, s.height) - begin) * s.width;
+  if (pixels <= 0) return true;  // padding alone
   F16 largest = broadcast(0.0f);
   float lane[kLanes] = {};
   for (int64_t c = 0; c < s.g.in_channels; c++) {

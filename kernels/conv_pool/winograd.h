@@ -46,10 +46,12 @@ class WinogradColumn {
         float* cell = cells + (r * s.g.in_channels + c) * cell_floats;
         for (int64_t j = 0; j < columns; j++, cell += column_floats_) {
           const int64_t x = j * kColumns - s.g.padding_w;
-          const float* row = image + (c * s.height + y) * s.width;
           if (y < 0 || y >= s.height) {
             memset(cell, 0, size_t(cell_floats) * sizeof(float));
-          } else if (x >= 0 && x + kColumns + 2 <= s.width) {
+            continue;
+          }
+          const float* row = image + (c * s.height + y) * s.width;
+          if (x >= 0 && x + kColumns + 2 <= s.width) {
             transform(row + x, cell, largest);
           } else {
             float padded[kColumns + 2] = {};
