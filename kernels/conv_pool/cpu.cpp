@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
+#include "../cpu/arena.h"
 #include "../cpu/isa.h"
 #include "../cpu/pool.h"
 #include "../mlp/cpu.h"
@@ -57,6 +59,8 @@ std::vector<float> winograd_weight(const ConvPoolGeometry& g, const std::vector<
         const float* w = weight.data() + ((o * g.in_channels + c) * g.kernel_h + y) * 3;
         const double left = w[0], middle = w[1], right = w[2];
         const double phases[4] = {(left + middle + right) / 2, (left - middle + right) / 2, left, -right};
+        for (double phase : phases)  // the sum of weights near the end of the range is beyond it
+          if (!(std::abs(phase) <= double(std::numeric_limits<float>::max()))) return {};
         for (int64_t phase = 0; phase < 4; phase++)
           transformed[size_t((((phase / 2 * g.kernel_h + y) * g.in_channels + c) * g.out_channels + o) * 2 + phase % 2)] = float(phases[phase]);
       }

@@ -1,15 +1,15 @@
 #include "pool.h"
 
 #include <pthread.h>
-#include <stdlib.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
-#include <new>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -103,9 +103,13 @@ class Pool {
     while (draw(generation)) {
     }
     // What is left has been begun by a worker. If it takes long, that worker may have lost its core: offer this one.
-    for (int spins = 0; done_.load(std::memory_order_acquire) < chunks; spins++) {
-      if (spins < 2000) pause();
+    for (int spins = 0; done_.load(std::memory_order_acquire) < chunks;) {
+      if (spins < 2000) pause(), spins++;
       else std::this_thread::yield();
+    }
+    if (failed_.load(std::memory_order_relaxed)) {
+      failed_.store(false, std::memory_order_relaxed);
+      std::rethrow_exception(std::exchange(failure_, nullptr));
     }
   }
 
@@ -117,7 +121,11 @@ class Pool {
       if (Ticket::generation(t) != generation || Ticket::next(t) >= Ticket::chunks(t)) return false;
     } while (!ticket_.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel, std::memory_order_acquire));
     set_float_mode(mode_);  // the ticket drawn holds the job, and so these three, in place
-    function_(body_, int64_t(Ticket::next(t)));
+    try {
+      function_(body_, int64_t(Ticket::next(t)));
+    } catch (...) {  // no memory, say: the caller throws it when every chunk is done
+      if (!failed_.exchange(true, std::memory_order_relaxed)) failure_ = std::current_exception();
+    }
     done_.fetch_add(1, std::memory_order_release);
     return true;
   }
@@ -154,6 +162,8 @@ class Pool {
   std::atomic<const void*> body_{nullptr};
   std::atomic<unsigned> mode_{0};
   std::atomic<int> helpers_{0};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr failure_;  // the first one: written once a job, read when all of it is done
   alignas(64) std::atomic<int> asleep_{0};
   std::atomic<bool> taken_{false};
   int workers_ = 0;                    // read and written under taken_
@@ -176,12 +186,6 @@ Pool& get_pool() {
   return *pool.load(std::memory_order_acquire);
 }
 
-struct Arena {
-  float* data = nullptr;
-  int64_t size = 0;
-  ~Arena() { free(data); }
-};
-
 }  // namespace
 
 Lease::Lease(int threads, double work_ns) {
@@ -196,21 +200,6 @@ Lease::~Lease() {
 
 void Lease::run_shared(int64_t chunks, Function function, const void* body) {
   get_pool().run(threads_, uint64_t(chunks), function, body);
-}
-
-float* thread_arena(int64_t floats) {
-  static thread_local Arena arena;
-  if (arena.size < floats) {
-    free(arena.data);
-    arena.data = nullptr;
-    arena.size = 0;
-    const int64_t size = (floats + 1023) / 1024 * 1024;
-    void* data = nullptr;
-    if (posix_memalign(&data, 64, size_t(size) * sizeof(float)) != 0) throw std::bad_alloc();
-    arena.data = static_cast<float*>(data);
-    arena.size = size;
-  }
-  return arena.data;
 }
 
 }  // namespace fastgraph

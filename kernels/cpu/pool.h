@@ -29,6 +29,7 @@ class Lease {
   static constexpr int64_t kMaxChunks = (int64_t(1) << 21) - 1;
 
   // Calls body(chunk) for every chunk in [0, chunks), on this thread and the workers; returns when all are done.
+  // Where a chunk throws, the others are computed all the same (on one thread: those before it) and the caller gets one exception.
   template <class Body>
   void run(int64_t chunks, const Body& body) {
     if (threads_ == 1 || chunks < 2) {
@@ -48,9 +49,5 @@ class Lease {
   int threads_ = 1;
   bool held_ = false;
 };
-
-// Scratch memory of the calling thread, at least `floats` floats on a 64-byte boundary. It grows to the
-// largest request and is kept until the thread ends; a second call may move it.
-float* thread_arena(int64_t floats);
 
 }  // namespace fastgraph

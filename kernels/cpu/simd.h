@@ -27,8 +27,14 @@
 #include <immintrin.h>
 #endif
 
+// Everything is inlined, except where a sanitizer would make functions of that size slow to compile (tests/native/).
+#if defined(FASTGRAPH_NO_INLINE)
+#define FASTGRAPH_INLINE [[maybe_unused]] static inline
+#define FASTGRAPH_INLINE_MEMBER inline
+#else
 #define FASTGRAPH_INLINE static inline __attribute__((always_inline))
 #define FASTGRAPH_INLINE_MEMBER inline __attribute__((always_inline))
+#endif
 
 namespace fastgraph {
 namespace FASTGRAPH_ISA {

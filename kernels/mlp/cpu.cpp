@@ -8,6 +8,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "../cpu/arena.h"
 #include "../cpu/isa.h"
 #include "../cpu/pool.h"
 
@@ -154,7 +155,8 @@ void Mlp::run_bf16(const uint16_t* x, int64_t ldx, int64_t rows, uint16_t* y, in
 }
 
 void Mlp::run(const float* x, int64_t ldx, int64_t rows, float* y, int threads) const {
-  if (rows == 0) return;
+  if (rows == 0 || out_features() == 0) return;
+  if (in_features() == 0) ldx = 0;  // x may be null
   Lease lease(threads, work_ns(double(multiply_adds_) * double(rows), double(packed_bytes())));
   if (lease.threads() > 1 && rows < kMinRowsPerThread * lease.threads()) return run_columns(x, ldx, rows, y, lease);
   // As many equal blocks as keep every thread busy to the end.
