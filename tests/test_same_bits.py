@@ -1,5 +1,7 @@
 """fp32 on the CPU: a row's bits depend on the row and the weights alone."""
 
+import ctypes
+
 import pytest
 import torch
 
@@ -123,6 +125,63 @@ def test_denormal_mode_follows_the_caller_into_the_workers(generator: torch.Gene
     finally:
         torch.set_flush_denormal(False)
     assert (mlp(x, weights, [None], ["none"]) > 0).all()
+
+
+@pytest.mark.usefixtures("isa")
+def test_rounding_mode_follows_the_caller_into_the_workers(generator: torch.Generator) -> None:
+    """All rows are the same: one that was rounded to nearest by a worker would stand out."""
+    libm, upward, nearest = ctypes.CDLL("libm.so.6"), 0x800, 0
+    torch.set_num_threads(4)
+    x, weights = random(generator, (1, 300)).expand(400, 300).contiguous(), [random(generator, (200, 300))]
+    expected = mlp(x, weights, [None], ["none"])
+    try:
+        assert libm.fesetround(upward) == 0
+        results = [mlp(x, weights, [None], ["none"]) for _ in range(20)]
+    finally:
+        libm.fesetround(nearest)
+    for y in results:
+        assert torch.equal(y, y[:1].expand_as(y))
+        assert not torch.equal(y, expected)
+    assert torch.equal(mlp(x, weights, [None], ["none"]), expected)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf"), 1e38, -1e38])
+@pytest.mark.parametrize("pool_stride", [[2, 2], [1, 3], [4, 2]], ids=str)
+def test_special_pixels_change_their_own_rows_alone(
+    special: float, pool_stride: list[int], generator: torch.Generator
+) -> None:
+    """Rows that Winograd's form must not compute are computed directly; their neighbours do not notice, however the
+    image is cut into strips."""
+    height, pool_kernel = 75, 3
+    geometry = [1, 1], [1, 1], [1, 1], [pool_kernel, pool_kernel], pool_stride, [1, 1], False
+    weight, bias = random(generator, (9, 3, 3, 3), 27**-0.5), random(generator, (9,))
+    clean = random(generator, (2, 3, height, 50))
+    image = clean.clone()
+    for n, row in ((0, 3), (0, 31), (0, 40), (1, height - 1)):
+        image[n, row % 3, row, 7 + row // 2] = special
+    op = torch.ops.fastgraph.conv_pool.default
+    torch.set_num_threads(1)
+    expected, before = op(image, weight, bias, *geometry), op(clean, weight, bias, *geometry)
+    changed = set()
+    for n, row in ((0, 3), (0, 31), (0, 40), (1, height - 1)):
+        for p in range(expected.shape[2]):
+            top = p * pool_stride[0] - 1  # of the convolution; one more row of the image on either side
+            if top - 1 <= row <= top + pool_kernel:
+                changed.add((n, p))
+    assert 0 < len(changed) < expected.shape[2]
+    for n in range(2):
+        for p in range(expected.shape[2]):
+            if (n, p) not in changed:
+                assert torch.equal(expected[n, :, p], before[n, :, p]), (n, p)
+    if special != special or special > 0:
+        assert not torch.equal(expected, before)
+    bits = expected.nan_to_num(nan=-1.0, posinf=-2.0)
+    for threads in (1, 2, 3, 4, 5):
+        torch.set_num_threads(threads)
+        assert torch.equal(op(image, weight, bias, *geometry).nan_to_num(nan=-1.0, posinf=-2.0), bits), threads
+        alone = op(image[:1], weight, bias, *geometry).nan_to_num(nan=-1.0, posinf=-2.0)
+        assert torch.equal(alone, bits[:1]), threads
 
 
 def test_models(generator: torch.Generator) -> None:
