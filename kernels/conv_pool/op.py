@@ -25,7 +25,7 @@ from kernels.mlp.op import LIBRARY
 from kernels.weights import Packed
 
 MAX_OPEN_ROWS = 16  # pooling windows that one row can lie in; kMaxOpenRows in kernels/conv_pool/cpu.h
-MAX_POOL_PADDING = 16  # kRingMargin there
+MAX_POOL_PADDING = 16  # kMaximaMargin there
 
 GEOMETRY = (
     "int[2] stride, int[2] padding, int[2] dilation, "

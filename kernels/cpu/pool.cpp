@@ -103,8 +103,8 @@ class Pool {
     while (draw(generation)) {
     }
     // What is left has been begun by a worker. If it takes long, that worker may have lost its core: offer this one.
-    for (int spins = 0; done_.load(std::memory_order_acquire) < chunks;) {
-      if (spins < 2000) pause(), spins++;
+    for (int64_t spins = 0; done_.load(std::memory_order_acquire) < chunks; spins++) {
+      if (spins < 2000) pause();
       else std::this_thread::yield();
     }
     if (failed_.load(std::memory_order_relaxed)) {
