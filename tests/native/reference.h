@@ -83,10 +83,11 @@ inline void softmax(std::vector<Bounded>& row, bool logarithm) {
 // mlp of one row.
 inline std::vector<Bounded> mlp(const std::vector<Mlp::Source>& layers, std::vector<Bounded> x) {
   for (const Mlp::Source& layer : layers) {
+    const float* weight = static_cast<const float*>(layer.weight);
     std::vector<Bounded> y;
     for (int64_t o = 0; o < layer.out_features; o++) {
       Sum sum(layer.bias ? layer.bias[o] : 0);
-      for (int64_t k = 0; k < layer.in_features; k++) sum.add(layer.weight[o * layer.in_features + k], x[size_t(k)]);
+      for (int64_t k = 0; k < layer.in_features; k++) sum.add(weight[o * layer.in_features + k], x[size_t(k)]);
       y.push_back(sum.result(layer.in_features + 4));
     }
     for (Activation a : layer.activations) {
