@@ -15,6 +15,7 @@ from torch import fx, nn
 from fastgraph.rewrite.rule import is_mutation
 from kernels.conv_pool.op import Direct as ConvPool
 from kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
+from kernels.door import open_door
 from kernels.mlp.op import Direct as Mlp
 from kernels.weights import Snapshot
 
@@ -70,17 +71,24 @@ class State:
 
     snapshot: Snapshot
     values: SimpleNamespace  # constants and doors under the names that the program uses
-    door: Callable[[torch.Tensor], torch.Tensor] | None  # the whole program, where it is one fused op on one input
+    fused: Any = None  # the whole program, where it is one fused op on one input: this op's `Direct`,
+    door: Any = None  # and the door to its kernel (kernels/door.py), where there is one
+
+    def admit(self, *inputs: Any) -> None:
+        """Inputs like these may pass the door from now on, if the kernel takes them as they are."""
+        if self.door is not None and (size := self.fused.output_size(*inputs)) is not None:
+            self.door.admit(*inputs, size)
 
 
 class Direct:
     """A rewritten graph as straight-line Python over ATen operators and direct doors.
 
     `module` owns the parameters that the graph's get_attr nodes name. Call `run(*flat_inputs)` with gradients off;
-    it returns the tuple of flat outputs.
+    it returns the tuple of flat outputs. `one_tensor`: the module itself takes one tensor and returns one, so that a
+    door can stand for the whole of it.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph, *, one_tensor: bool) -> None:
         self._constants = constant_nodes(graph)
         self._graph = graph
         self._slots = {node: _slot(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
@@ -88,7 +96,7 @@ class Direct:
         self._names: dict[fx.Node, str] = {}
         self._doors: dict[str, fx.Node] = {}
         program = self._program()
-        self._single = self._is_single(program)
+        self._single = one_tensor and self._is_single(program)
         code = program.python_code("self")
         namespace = dict(code.globals)
         exec(code.src, namespace)
@@ -111,8 +119,11 @@ class Direct:
             for name, node in self._doors.items():
                 arguments = fx.map_arg(node.args[1:], lambda n: values[n])
                 named[name] = DOORS[node.target](*arguments)
-        door = next(iter(named[name] for name in self._doors)) if self._single else None
-        return State(snapshot, SimpleNamespace(**named), door)
+        state = State(snapshot, SimpleNamespace(**named))
+        if self._single:
+            state.fused = named[next(iter(self._doors))]
+            state.door = open_door(state.fused.kernels, self._watched, snapshot)
+        return state
 
     def run(self, state: State, *inputs: Any) -> tuple[Any, ...]:
         """The program on flattened inputs."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
 from fastgraph import cuda, precision
@@ -17,6 +18,7 @@ from fastgraph.explanation import Explanation, explain
 from fastgraph.rewrite import rewrite
 from fastgraph.verify import verify as verify_module
 from kernels.cuda import choices
+from kernels.door import is_quiet
 from kernels.native import cpu_capability
 
 ENGINES = ("auto", "direct", "inductor", "max-autotune")
@@ -75,12 +77,13 @@ class OptimizedModule(nn.Module):
         self._share(captured.graph_module, self.rewritten.graph_module)
         if self._eval_only():
             super().train(False)
-        self._direct = Direct(self, self.rewritten.graph)
         self._state: State | None = None
+        self._door: Any = None  # that of the state: one look-up less in each call
         self._lock = threading.Lock()
         self._accepted: set[Any] = set()
         one_input = captured.in_spec == pytree.tree_structure(((0,), {}))
-        self._one_tensor = one_input and captured.out_spec == pytree.tree_structure(0)
+        one_tensor = one_input and captured.out_spec == pytree.tree_structure(0) and self.engine == "direct"
+        self._direct = Direct(self, self.rewritten.graph, one_tensor=one_tensor)
         self._on_cuda = cuda.is_on_cuda(node.meta.get("val") for node in captured.placeholders)
         self._compiled = None if self.engine == "direct" else self._compile()
 
@@ -111,23 +114,15 @@ class OptimizedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's result for these inputs; the original's kind of error where they are wrong."""
-        if self._one_tensor and len(args) == 1 and not kwargs and self._compiled is None:
-            x, state = args[0], self._state
-            if (
-                state is not None
-                and state.door is not None
-                and type(x) is torch.Tensor
-                and x.shape in self._accepted
-                and _is_quiet()
-                and not self._wants_grad(x)
-                and state.snapshot.matches(self._direct.tensors())
-            ):
-                return state.door(x)
+        if not is_compiling() and not kwargs and self._door is not None:
+            result = self._door(*args)
+            if result is not None:
+                return result
         return self._general(args, kwargs)
 
     def _general(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         flat = flatten_inputs(self.captured, args, kwargs)
-        if torch.compiler.is_compiling():
+        if is_compiling():
             results = self.rewritten.graph_module(*flat)
         else:
             self._check(flat)
@@ -140,10 +135,13 @@ class OptimizedModule(nn.Module):
             return self.captured.graph_module(*flat)  # autocast decides operator by operator, and knows eager's
         if self._compiled is not None and not (self._on_cuda and self._wants_grad(*tensors)):
             return self._compiled(*flat)
-        if not _is_quiet() or any(type(t) is not torch.Tensor for t in tensors) or self._wants_grad(*tensors):
+        if not is_quiet() or any(type(t) is not torch.Tensor for t in tensors) or self._wants_grad(*tensors):
             return self.rewritten.graph_module(*flat)
         with torch.no_grad():
-            return self._direct.run(self._fresh_state(), *flat)
+            state = self._fresh_state()
+            results = self._direct.run(state, *flat)
+            state.admit(*flat)
+            return results
 
     def _check(self, flat: list[Any]) -> None:
         """Checks inputs once for every combination of shapes."""
@@ -164,6 +162,7 @@ class OptimizedModule(nn.Module):
         if state is None or not state.snapshot.matches(self._direct.tensors()):
             with self._lock:
                 self._state = state = self._direct.state()
+                self._door = state.door
         return state
 
     def _wants_grad(self, *inputs: torch.Tensor) -> bool:
@@ -212,15 +211,3 @@ def _engine(captured: Captured) -> str:
 
 def _is_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def _is_quiet() -> bool:
-    """Nobody watches or replaces the operators: no dispatch or function mode, no functorch, no tracing, no autocast."""
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )

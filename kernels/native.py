@@ -60,17 +60,14 @@ def kernels() -> ModuleType | None:
     return _native if _capability != "aten" else None
 
 
-def empty(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """An uninitialised tensor on the CPU."""
-    if dtype is not torch.float32:
-        return torch.empty(size, dtype=dtype)
-    if torch.get_default_dtype() is torch.float32:
-        return torch.empty(*size)  # 1.1 us, against 2.4 us with the dtype named
-    return torch.empty(size, dtype=torch.float32)
-
-
 def takes(*weights: torch.Tensor | None) -> bool:
-    """Whether the compiled kernels can be used with these weights: all on the CPU, all fp32 or all bf16."""
+    """Whether the compiled kernels can be used with these weights: all in the CPU's memory, all fp32 or all bf16."""
     present = [t for t in weights if t is not None]
     dtypes = {t.dtype for t in present}
-    return _capability != "aten" and dtypes in TAKEN and all(t.is_cpu for t in present)
+    return _capability != "aten" and dtypes in TAKEN and all(is_plain(t) for t in present)
+
+
+def is_plain(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
+    """On the CPU, of this dtype, and memory holds the values: neither negated (`x.conj().imag`) nor zeros without it."""
+    fits = dtype is None or tensor.dtype is dtype
+    return fits and tensor.is_cpu and not tensor.is_neg() and not tensor._is_zerotensor()

@@ -22,13 +22,13 @@ class Snapshot:
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         # An inference tensor has no version, so that it can never count as unchanged.
-        self._versioned = not any(t.is_inference() for t in tensors)
-        self._seen = [(id(t), t.data_ptr(), t._version) for t in tensors] if self._versioned else []
+        versioned = not any(t.is_inference() for t in tensors)
+        self.seen = [(id(t), t.data_ptr(), t._version) for t in tensors] if versioned else None
         self._aliases = [t.detach() for t in tensors]
 
     def matches(self, tensors: list[torch.Tensor]) -> bool:
         """Whether `tensors` are the same objects, with the same memory, unchanged."""
-        return self._versioned and _unchanged(tensors, self._seen)
+        return self.seen is not None and _unchanged(tensors, self.seen)
 
 
 def _unchanged_in_python(tensors: list[torch.Tensor], seen: list[tuple[int, int, int]]) -> bool:

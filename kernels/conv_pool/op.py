@@ -129,7 +129,8 @@ def packed(weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) 
 
 def run(packed_conv: Any, image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """The kernel on images [B, C, H, W], contiguous, fp32 or bf16; `size` is that of the result."""
-    output, wide = native.empty(*size), image.float()
+    wide = image.float()
+    output = wide.new_empty(*size)
     batch, _, height, width = image.shape
     if batch:
         packed_conv.run(wide.data_ptr(), batch, height, width, output.data_ptr(), torch.get_num_threads())
@@ -139,7 +140,7 @@ def run(packed_conv: Any, image: torch.Tensor, size: tuple[int, ...]) -> torch.T
 def conv_pool_cpu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> torch.Tensor:
     """The op on CPU tensors."""
     check("conv_pool", input, weight, bias, geometry)
-    if not native.takes(weight, bias) or weight.numel() == 0:
+    if not native.takes(weight, bias) or not native.is_plain(input) or weight.numel() == 0:
         return conv_pool_reference(input, weight, bias, geometry)
     return run(packed(weight, bias, geometry), input.contiguous(), output_shape(input, weight, geometry))
 
@@ -212,17 +213,23 @@ class Direct:
         self._arguments = (weight, bias, *geometry)
         self._geometry = geometry
         taken = native.takes(weight, bias) and weight.numel() > 0
-        self._packed = packed(weight, bias, geometry) if taken else None
-        self._dtypes = {torch.float32, weight.dtype}
+        self.kernels = {"conv_pool": packed(weight, bias, geometry)} if taken else {}
         self._checked: tuple[Any, Any] = (None, None)  # the last input shape, and the result's
 
-    def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        if self._packed is None or input.dtype not in self._dtypes or not input.is_cpu or not input.is_contiguous():
-            return torch.ops.fastgraph.conv_pool.default(input, *self._arguments)
-        shape, output = self._checked
+    def output_size(self, input: torch.Tensor) -> tuple[int, ...] | None:
+        """Size of the result where the kernel takes this input as it is, else None. Errors as those of the op."""
+        if not self.kernels or not native.is_plain(input, torch.float32) or not input.is_contiguous():
+            return None
+        shape, size = self._checked
         if input.shape != shape:
             weight, bias = self._arguments[:2]
             check("conv_pool", input, weight, bias, self._geometry)
-            output = output_shape(input, weight, self._geometry)
-            self._checked = (input.shape, output)
-        return run(self._packed, input, output)
+            size = output_shape(input, weight, self._geometry)
+            self._checked = (input.shape, size)
+        return size
+
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+        size = self.output_size(input)
+        if size is None:
+            return torch.ops.fastgraph.conv_pool.default(input, *self._arguments)
+        return run(self.kernels["conv_pool"], input, size)

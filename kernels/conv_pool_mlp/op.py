@@ -71,7 +71,8 @@ def row_by_row(input: torch.Tensor, arguments: Arguments) -> bool:
 
 def run(packed_conv: Any, packed_mlp: Any, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The kernel on images [B, C, H, W], contiguous, fp32 or bf16; `size` is that of the result."""
-    output, wide = native.empty(*size), image.float()
+    wide = image.float()
+    output = wide.new_empty(*size)
     batch, _, height, width = image.shape
     if batch:
         threads = torch.get_num_threads()
@@ -90,7 +91,8 @@ def conv_pool_mlp_cpu(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
     """The op on CPU tensors."""
     check(input, arguments)
     weight, bias, geometry, weights, biases, activations = split(arguments)
-    if not native.takes(weight, bias, *weights, *biases) or weight.numel() == 0 or not row_by_row(input, arguments):
+    taken = native.takes(weight, bias, *weights, *biases) and native.is_plain(input)
+    if not taken or weight.numel() == 0 or not row_by_row(input, arguments):
         return in_two(input, arguments)
     packed_conv = conv_pool.packed(weight, bias, geometry)
     packed_mlp = mlp.packed(weights, biases, activations)
@@ -146,19 +148,25 @@ class Direct:
         mlp.check_layers("conv_pool_mlp", weights, biases, activations)
         self._arguments = arguments
         taken = native.takes(weight, bias, *weights, *biases) and weight.numel() > 0
-        self._packed_conv = conv_pool.packed(weight, bias, geometry) if taken else None
-        self._packed_mlp = mlp.packed(weights, biases, activations) if taken else None
-        self._dtypes = {torch.float32, weight.dtype}
+        self.kernels: dict[str, Any] = {}
+        if taken:
+            self.kernels["conv_pool"] = conv_pool.packed(weight, bias, geometry)
+            self.kernels["mlp"] = mlp.packed(weights, biases, activations)
         self._checked: tuple[Any, Any] = (None, None)  # the last input shape, and the result's
 
-    def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        if self._packed_mlp is None or input.dtype not in self._dtypes or not input.is_cpu or not input.is_contiguous():
-            return torch.ops.fastgraph.conv_pool_mlp.default(input, *self._arguments)
-        shape, output = self._checked
+    def output_size(self, input: torch.Tensor) -> tuple[int, int] | None:
+        """Size of the result where the kernel takes this input as it is, else None. Errors as those of the op."""
+        if not self.kernels or not native.is_plain(input, torch.float32) or not input.is_contiguous():
+            return None
+        shape, size = self._checked
         if input.shape != shape:
             check(input, self._arguments)
-            if not row_by_row(input, self._arguments):
-                return in_two(input, self._arguments)
-            output = output_shape(input, self._arguments)
-            self._checked = (input.shape, output)
-        return run(self._packed_conv, self._packed_mlp, input, output)
+            size = output_shape(input, self._arguments) if row_by_row(input, self._arguments) else None
+            self._checked = (input.shape, size)
+        return size
+
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+        size = self.output_size(input)
+        if size is None:
+            return torch.ops.fastgraph.conv_pool_mlp.default(input, *self._arguments)
+        return run(self.kernels["conv_pool"], self.kernels["mlp"], input, size)

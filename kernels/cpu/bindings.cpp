@@ -18,6 +18,10 @@ namespace nb = nanobind;
 using namespace fastgraph;
 using namespace nb::literals;
 
+namespace fastgraph {
+void bind_door(nb::module_& m);  // door.cpp
+}
+
 namespace {
 
 using Release = nb::call_guard<nb::gil_scoped_release>;
@@ -103,4 +107,6 @@ NB_MODULE(_native, m) {
       .def("run_mlp", [](const ConvPool& self, const Mlp& mlp, Address x, int64_t batch, int64_t height, int64_t width, Address y, int threads) {
         self.run_mlp(mlp, input(x), batch, height, width, output(y), threads); }, Release())
       .def_prop_ro("packed_bytes", &ConvPool::packed_bytes);
+
+  bind_door(m);
 }

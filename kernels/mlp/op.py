@@ -109,11 +109,10 @@ def packed(weights: Weights, biases: Biases, activations: Sequence[str]) -> Any:
 
 def run(packed_mlp: Any, rows: torch.Tensor, count: int, stride: int, out_features: int) -> torch.Tensor:
     """The kernel on `count` rows of contiguous features, `stride` elements apart; returns [count, out_features]."""
+    output = rows.new_empty(count, out_features)
     if rows.dtype is torch.bfloat16:
-        output = native.empty(count, out_features, dtype=torch.bfloat16)
         packed_mlp.run_bf16(rows.data_ptr(), stride, count, output.data_ptr(), torch.get_num_threads())
         return output
-    output = native.empty(count, out_features)
     packed_mlp.run(rows.data_ptr(), stride, count, output.data_ptr(), torch.get_num_threads())
     return output
 
@@ -121,7 +120,7 @@ def run(packed_mlp: Any, rows: torch.Tensor, count: int, stride: int, out_featur
 def mlp_cpu(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
     """The op on CPU tensors."""
     check(input, weights, biases, activations)
-    if not native.takes(*weights, *biases):
+    if not native.takes(*weights, *biases) or not native.is_plain(input):
         return reference.mlp(input, weights, biases, activations)
     rows = (
         input.reshape(-1, input.shape[-1])
@@ -233,13 +232,18 @@ class Direct:
         check_layers("mlp", weights, biases, activations)
         self._arguments = (list(weights), list(biases), list(activations))
         self._in_features, self._out_features = weights[0].shape[1], weights[-1].shape[0]
-        self._dtypes = {torch.float32, weights[0].dtype}
-        self._packed = packed(weights, biases, activations) if native.takes(*weights, *biases) else None
+        taken = native.takes(*weights, *biases)
+        self.kernels = {"mlp": packed(weights, biases, activations)} if taken else {}
+
+    def output_size(self, input: torch.Tensor) -> tuple[int, int] | None:
+        """Size of the result where the kernel takes this input as it is, else None."""
+        if not self.kernels or not native.is_plain(input, torch.float32) or not input.is_contiguous():
+            return None
+        shape = input.shape
+        return (shape[0], self._out_features) if len(shape) == 2 and shape[1] == self._in_features else None
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        if self._packed is None or input.dtype not in self._dtypes or not input.is_cpu or not input.is_contiguous():
+        size = self.output_size(input)
+        if size is None:
             return torch.ops.fastgraph.mlp.default(input, *self._arguments)
-        shape = input.shape
-        if len(shape) != 2 or shape[1] != self._in_features:
-            return torch.ops.fastgraph.mlp.default(input, *self._arguments)
-        return run(self._packed, input, shape[0], self._in_features, self._out_features)
+        return run(self.kernels["mlp"], input, size[0], self._in_features, size[1])

@@ -1,0 +1,250 @@
+// The direct door's native half: everything that a call of one fused op does, in one step out of Python.
+//
+// A call between two runs of a kernel finds little of Python left in the cache (the weights of DeepLearningModel
+// are twice the L2), so what counts is how much is touched. Of the 5.5 us that a call of its door takes above the
+// kernel, measured on a Zen 5 at batch 1: the result's allocation 2.3, the watchers 1.2, the six parameters 1.4.
+// Tried: the C functions behind _version and data_ptr without the attribute look-up, 0.2 less; torch.empty for
+// new_empty, the same. Tensors are looked at through DLPack, all else are calls of Python objects: no torch headers.
+#include <nanobind/nanobind.h>
+
+#include <array>
+#include <map>
+#include <stdexcept>
+#include <vector>
+
+#include "../conv_pool/cpu.h"
+#include "../mlp/cpu.h"
+#include "dlpack.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace fastgraph {
+namespace {
+
+constexpr size_t kMaxForms = 4096;
+constexpr int kMaxRank = 4;
+
+// Data type, rank and sizes of an input.
+using Form = std::array<int64_t, 2 + kMaxRank>;
+
+// torch's table, or null where this torch has none of the version that dlpack.h describes.
+const dlpack::ExchangeApi* exchange_api() {
+  const nb::object capsule = nb::getattr(nb::module_::import_("torch").attr("Tensor"), "__dlpack_c_exchange_api__", nb::none());
+  if (capsule.is_none()) return nullptr;
+  auto api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api == nullptr) nb::raise_python_error();
+  while (api != nullptr && api->major_version != dlpack::kMajorVersion) api = api->previous;
+  return api != nullptr && api->look != nullptr ? api : nullptr;
+}
+
+nb::object checked(PyObject* result) {
+  if (result == nullptr) nb::raise_python_error();
+  return nb::steal(result);
+}
+
+bool is_true(const nb::object& value) {
+  const int truth = PyObject_IsTrue(value.ptr());
+  if (truth < 0) nb::raise_python_error();
+  return truth;
+}
+
+nb::object call(const nb::object& function) { return checked(PyObject_CallNoArgs(function.ptr())); }
+
+nb::object interned(const char* name) { return checked(PyUnicode_InternFromString(name)); }
+
+// What is used of torch.
+struct Torch {
+  const dlpack::ExchangeApi* api = exchange_api();
+  nb::object module = nb::module_::import_("torch");
+  nb::object tensor = module.attr("Tensor");
+  nb::object parameter = module.attr("nn").attr("Parameter");
+  nb::object new_empty = tensor.attr("new_empty");
+  nb::object is_neg = tensor.attr("is_neg");
+  nb::object is_grad_enabled = module.attr("is_grad_enabled");
+  nb::object get_num_threads = module.attr("get_num_threads");
+  nb::object version = interned("_version");
+  nb::object requires_grad = interned("requires_grad");
+
+  // False where this is no tensor of torch's own types, or has no memory to look at (sparse, wrapped by a transform).
+  bool look(PyObject* object, dlpack::Tensor& out) const {
+    const auto type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+    if (type != tensor.ptr() && type != parameter.ptr()) return false;
+    if (api->look(object, &out) == 0) return true;
+    PyErr_Clear();
+    return false;
+  }
+
+  bool wants_grad(PyObject* object) const { return is_true(checked(PyObject_GetAttr(object, requires_grad.ptr()))); }
+};
+
+// Where a tensor is kept, and what it was when its values were packed.
+struct Watched {
+  nb::dict owner;
+  nb::object name;
+  uintptr_t object, address;
+  int64_t version;
+
+  PyObject* tensor() const { return PyDict_GetItemWithError(owner.ptr(), name.ptr()); }
+
+  bool is_unchanged(const Torch& torch) const {
+    PyObject* now = tensor();
+    dlpack::Tensor memory;
+    if (uintptr_t(now) != object || !torch.look(now, memory) || uintptr_t(memory.data) != address) return false;
+    return PyLong_AsLongLong(checked(PyObject_GetAttr(now, torch.version.ptr())).ptr()) == version;
+  }
+};
+
+bool is_contiguous(const dlpack::Tensor& x) {
+  int64_t expected = 1;
+  for (int i = x.rank - 1; i >= 0; i--) {
+    if (x.shape[i] != 1 && x.strides[i] != expected) return false;
+    expected *= x.shape[i];
+  }
+  return true;
+}
+
+class Door {
+ public:
+  Door(nb::list watchers, nb::list watched, nb::object conv_pool, nb::object mlp)
+      : conv_pool_(nb::cast<const ConvPool*>(conv_pool)), mlp_(nb::cast<const Mlp*>(mlp)), kernels_{conv_pool, mlp} {
+    if (torch_.api == nullptr) throw std::runtime_error("Door: needs torch.Tensor.__dlpack_c_exchange_api__ of version 1");
+    if (conv_pool_ == nullptr && mlp_ == nullptr) throw std::invalid_argument("Door: needs conv_pool or mlp, got neither");
+    for (nb::handle watcher : watchers) watchers_.push_back(nb::borrow(watcher));
+    for (nb::handle entry : watched) {
+      const auto record = nb::cast<nb::tuple>(entry);
+      watched_.push_back({nb::cast<nb::dict>(record[0]), record[1], nb::cast<uintptr_t>(record[2]), nb::cast<uintptr_t>(record[3]),
+                          nb::cast<int64_t>(record[4])});
+    }
+  }
+
+  // From now on inputs of this one's data type and shape are taken; `size` is that of their result.
+  void admit(nb::handle input, nb::tuple size) {
+    dlpack::Tensor x;
+    Form form;
+    if (admitted_.size() < kMaxForms && torch_.look(input.ptr(), x) && form_of(x, form)) admitted_[form] = size;
+  }
+
+  // The result, or None where the general way has to decide.
+  nb::object pass(PyObject* arguments) const {
+    dlpack::Tensor x;
+    Form form;
+    if (PyTuple_GET_SIZE(arguments) != 1) return nb::none();
+    PyObject* const input = PyTuple_GET_ITEM(arguments, 0);
+    if (!takes(input, x) || !form_of(x, form) || is_watched() || !is_fresh() || wants_grad(input)) return nb::none();
+    const auto size = admitted_.find(form);
+    if (size == admitted_.end()) return nb::none();
+    return compute(input, form, x.data, size->second);
+  }
+
+  int traverse(visitproc visit, void* arg) {
+    for (const Watched& w : watched_) Py_VISIT(w.owner.ptr());
+    return 0;
+  }
+  void clear() {
+    admitted_.clear();  // a door without watched tensors may let nothing in
+    watched_.clear();
+  }
+
+ private:
+  // A plain tensor of values that lie in the CPU's memory in order, as they are.
+  bool takes(PyObject* input, dlpack::Tensor& x) const {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(input)) != torch_.tensor.ptr() || !torch_.look(input, x)) return false;
+    if (x.device.type != dlpack::kCpu || x.data == nullptr || !is_contiguous(x)) return false;
+    return !is_true(checked(PyObject_CallOneArg(torch_.is_neg.ptr(), input)));
+  }
+
+  static bool form_of(const dlpack::Tensor& x, Form& form) {
+    if (x.rank > kMaxRank) return false;
+    form = {int64_t(x.dtype.code) << 32 | x.dtype.bits << 16 | x.dtype.lanes, x.rank};
+    for (int i = 0; i < x.rank; i++) form[2 + i] = x.shape[i];
+    return true;
+  }
+
+  bool is_watched() const {
+    for (const nb::object& watcher : watchers_)
+      if (is_true(call(watcher))) return true;
+    return false;
+  }
+
+  // After is_fresh: what is watched are tensors.
+  bool wants_grad(PyObject* input) const {
+    if (!is_true(call(torch_.is_grad_enabled))) return false;
+    if (torch_.wants_grad(input)) return true;
+    for (const Watched& w : watched_)
+      if (torch_.wants_grad(w.tensor())) return true;
+    return false;
+  }
+
+  bool is_fresh() const {
+    for (const Watched& w : watched_)
+      if (!w.is_unchanged(torch_)) return false;
+    return true;
+  }
+
+  nb::object compute(PyObject* input, const Form& form, const void* x, const nb::tuple& size) const {
+    PyObject* arguments[1 + kMaxRank] = {input};
+    const size_t rank = nb::len(size);
+    for (size_t i = 0; i < rank; i++) arguments[1 + i] = PyTuple_GET_ITEM(size.ptr(), Py_ssize_t(i));
+    nb::object output = checked(PyObject_Vectorcall(torch_.new_empty.ptr(), arguments, 1 + rank, nullptr));
+    const nb::object threads = call(torch_.get_num_threads);
+    dlpack::Tensor y;
+    if (torch_.api->look(output.ptr(), &y) != 0) nb::raise_python_error();
+    run(form, static_cast<const float*>(x), static_cast<float*>(y.data), int(PyLong_AsLong(threads.ptr())));
+    return output;
+  }
+
+  void run(const Form& form, const float* x, float* y, int threads) const {
+    const nb::gil_scoped_release release;
+    const auto [dtype, rank, batch, channels, height, width] = form;
+    if (conv_pool_ == nullptr)
+      mlp_->run(x, mlp_->in_features(), batch, y, threads);
+    else if (mlp_ == nullptr)
+      conv_pool_->run(x, batch, height, width, y, threads);
+    else
+      conv_pool_->run_mlp(*mlp_, x, batch, height, width, y, threads);
+  }
+
+  Torch torch_;
+  std::vector<nb::object> watchers_;
+  std::vector<Watched> watched_;
+  std::map<Form, nb::tuple> admitted_;
+  const ConvPool* conv_pool_;
+  const Mlp* mlp_;
+  std::array<nb::object, 2> kernels_;  // keeps both alive
+};
+
+// Slots instead of methods: `door(*arguments)` hands its tuple over as it is.
+PyObject* pass(PyObject* self, PyObject* arguments, PyObject*) noexcept {
+  try {
+    return nb::inst_ptr<Door>(self)->pass(arguments).release().ptr();
+  } catch (nb::python_error& error) {
+    error.restore();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+int traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  return nb::inst_ready(self) ? nb::inst_ptr<Door>(self)->traverse(visit, arg) : 0;
+}
+
+int clear(PyObject* self) {
+  nb::inst_ptr<Door>(self)->clear();
+  return 0;
+}
+
+PyType_Slot slots[] = {{Py_tp_call, (void*)pass}, {Py_tp_traverse, (void*)traverse}, {Py_tp_clear, (void*)clear}, {0, nullptr}};
+
+}  // namespace
+
+void bind_door(nb::module_& m) {
+  nb::class_<Door>(m, "Door", nb::type_slots(slots), "See kernels/door.py.")
+      .def(nb::init<nb::list, nb::list, nb::object, nb::object>(), "watchers"_a, "watched"_a, "conv_pool"_a.none(), "mlp"_a.none())
+      .def_static("is_supported", [] { return exchange_api() != nullptr; }, "Whether this torch lets the door look at its tensors.")
+      .def("admit", &Door::admit, "input"_a, "size"_a);
+}
+
+}  // namespace fastgraph

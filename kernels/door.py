@@ -1,0 +1,45 @@
+"""The direct door: a call of one fused op on one tensor in one step from Python into native code and back.
+
+`kernels/cpu/door.cpp` is its other half: it looks whether the parameters are those that were packed, whether somebody
+watches or wants gradients, and whether the input is of a form that was admitted; then it runs the kernel. In all other
+cases it returns None, and the caller goes the general way, which also raises the errors.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from kernels import native
+from kernels.weights import Snapshot
+
+# Each answers truly where somebody watches or replaces the operators.
+WATCHERS: list[Callable[[], Any]] = [
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._functorch.peek_interpreter_stack,
+    torch._C._get_tracing_state,
+    torch._C._is_any_autocast_enabled,
+]
+
+_module = native.kernels()
+IS_SUPPORTED = _module is not None and _module.Door.is_supported()
+
+
+def is_quiet() -> bool:
+    """Nobody watches or replaces the operators: no dispatch or function mode, no functorch, no tracing, no autocast."""
+    return not any(watches() for watches in WATCHERS)
+
+
+def open_door(kernels: dict[str, Any], slots: Sequence[tuple[dict[str, Any], str]], snapshot: Snapshot) -> Any:
+    """The door to packed `kernels`, shut as soon as what `slots` hold is no longer what `snapshot` saw.
+
+    kernels: `conv_pool`, `mlp`, or both, as of an op's `Direct`. Returns None where there can be no door: without kernels
+    for these tensors, with parameters that have no version, and where torch does not let native code look at tensors.
+    Call the door with the input after `door.admit(input, size)`, which lets in all of the same dtype and shape.
+    """
+    if not IS_SUPPORTED or not kernels or snapshot.seen is None:
+        return None
+    assert _module is not None
+    watched = [(*slot, *seen) for slot, seen in zip(slots, snapshot.seen, strict=True)]
+    return _module.Door(WATCHERS, watched, kernels.get("conv_pool"), kernels.get("mlp"))
