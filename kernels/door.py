@@ -34,8 +34,8 @@ def is_quiet() -> bool:
 def open_door(kernels: dict[str, Any], slots: Sequence[tuple[dict[str, Any], str]], snapshot: Snapshot) -> Any:
     """The door to packed `kernels`, shut as soon as what `slots` hold is no longer what `snapshot` saw.
 
-    kernels: `conv_pool`, `mlp`, or both, as of an op's `Direct`. Returns None where there can be no door: without kernels
-    for these tensors, with parameters that have no version, and where torch does not let native code look at tensors.
+    kernels: `conv_pool`, `mlp`, or both, as of an op's `Direct`. None where there can be no door: without kernels for
+    these tensors, with parameters that have no version, and where torch does not let native code look at tensors.
     Call the door with the input after `door.admit(input, size)`, which lets in all of the same dtype and shape.
     """
     if not IS_SUPPORTED or not kernels or snapshot.seen is None:

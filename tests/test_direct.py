@@ -1,0 +1,86 @@
+"""The direct engine of a module that is one fused op: which calls pass its door, and that all others are right too."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fastgraph
+from kernels import native
+from tests.reference import random
+
+pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
+
+
+@pytest.fixture
+def eager() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4)).eval()
+
+
+def test_the_second_call_of_a_shape_passes(eager: nn.Module, generator: torch.Generator) -> None:
+    fast = fastgraph.optimize(eager, (torch.zeros(2, 6),), verify=False)
+    for batch in (1, 2, 7):
+        x = random(generator, (batch, 6))
+        with torch.no_grad():
+            first = fast(x)
+            assert torch.equal(fast._door(x), first)
+            torch.testing.assert_close(first, eager(x))
+
+
+def test_a_replaced_layer_has_a_door_of_its_own(eager: nn.Module) -> None:
+    fast = fastgraph.optimize(eager, (torch.zeros(2, 6),), verify=False)
+    with torch.no_grad():
+        before = fast(torch.ones(2, 6))
+        door = fast._door
+        eager[0].weight = nn.Parameter(eager[0].weight * 2)
+        fast.get_submodule("0").weight = eager[0].weight
+        after = fast(torch.ones(2, 6))
+        assert fast._door is not door
+        assert door(torch.ones(2, 6)) is None
+        torch.testing.assert_close(after, eager(torch.ones(2, 6)))
+        assert not torch.equal(before, after)
+
+
+def test_a_copy_has_a_door_of_its_own(eager: nn.Module) -> None:
+    fast = fastgraph.optimize(eager, (torch.zeros(2, 6),))
+    with torch.no_grad():
+        fast(torch.ones(2, 6))
+        copied = copy.deepcopy(fast)
+        copied(torch.ones(2, 6))
+    assert copied._door is not None
+    assert copied._door is not fast._door
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Sigmoid()), nn.Sequential(nn.Linear(3, 3), nn.ELU())]
+)
+def test_folded_weights_have_a_door_and_several_operators_none(model: nn.Module) -> None:
+    fast = fastgraph.optimize(model.eval(), (torch.ones(2, 3),))
+    with torch.no_grad():
+        torch.testing.assert_close(fast(torch.ones(2, 3)), model(torch.ones(2, 3)))
+    assert (fast._door is None) == isinstance(model[1], nn.ELU)
+
+
+@pytest.mark.parametrize("value", [torch._neg_view(torch.ones(3, 6)), torch._efficientzerotensor((3, 6))])
+def test_values_that_memory_does_not_hold(value: torch.Tensor, eager: nn.Module) -> None:
+    """A negated view shares the memory of what it negates; a tensor of lazy zeros has none."""
+    fast = fastgraph.optimize(eager, (torch.zeros(2, 6),))
+    with torch.no_grad():
+        fast(torch.ones(3, 6))
+        for _ in range(2):
+            torch.testing.assert_close(fast(value), eager(value))
+
+
+def test_transforms_of_the_module(eager: nn.Module, generator: torch.Generator) -> None:
+    fast = fastgraph.optimize(eager, (torch.zeros(2, 6),))
+    x = random(generator, (3, 2, 6))
+    with torch.no_grad():
+        fast(x[0])
+        with pytest.raises(RuntimeError, match="Batching rule not implemented for fastgraph::mlp"):
+            torch.vmap(fast)(x)
+        doubled = {name: p * 2 for name, p in fast.state_dict().items()}
+        torch.testing.assert_close(
+            torch.func.functional_call(fast, doubled, (x[0],)), torch.func.functional_call(eager, doubled, (x[0],))
+        )

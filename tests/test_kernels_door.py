@@ -1,0 +1,363 @@
+"""The door into native code: what passes it, what is sent the general way, and that nothing leaks."""
+
+import ctypes
+import gc
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernels import door, native
+from kernels.conv_pool.op import Direct as ConvPool
+from kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
+from kernels.mlp.op import Direct as Mlp
+from kernels.weights import Snapshot
+from tests.reference import in_threads, layers, random
+
+pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
+
+GEOMETRY = ([1, 1], [0, 0], [1, 1], [2, 2], [2, 2], [0, 0], False)
+
+
+def opened(direct: Any, tensors: dict[str, Any]) -> Any:
+    """The door of an op's kernel, watching these tensors."""
+    slots = [(tensors, name) for name in tensors]
+    return door.open_door(direct.kernels, slots, Snapshot(list(tensors.values())))
+
+
+@pytest.fixture
+def weights(generator: torch.Generator) -> dict[str, Any]:
+    (weight,), (bias,) = layers(generator, (6, 5))
+    return {"weight": torch.nn.Parameter(weight), "bias": bias}
+
+
+@pytest.fixture
+def x(generator: torch.Generator) -> torch.Tensor:
+    return random(generator, (2, 6))
+
+
+@pytest.fixture
+def mlp(weights: dict[str, Any], x: torch.Tensor) -> Any:
+    """The door of one Linear layer, which has admitted inputs of x's form."""
+    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    found = opened(direct, weights)
+    found.admit(x, direct.output_size(x))
+    with torch.no_grad():
+        assert found(x) is not None
+    return found
+
+
+def test_this_torch_has_what_the_door_needs() -> None:
+    assert door.IS_SUPPORTED
+
+
+def test_each_ops_kernel_behind_the_door(generator: torch.Generator) -> None:
+    chain = (*layers(generator, (7, 9, 4)), ["relu", "softmax"])
+    convolution = (random(generator, (3, 2, 3, 3)), random(generator, (3,)), *GEOMETRY)
+    ops = torch.ops.fastgraph
+    cases: list[tuple[Any, Any, tuple[Any, ...], tuple[int, ...]]] = [
+        (ops.mlp, Mlp, chain, (7,)),
+        (ops.conv_pool, ConvPool, convolution, (2, 9, 16)),
+        (ops.conv_pool_mlp, ConvPoolMlp, (*convolution, *chain), (2, 9, 16)),
+    ]
+    for op, direct_of, arguments, shape in cases:
+        direct = direct_of(*arguments)
+        found = opened(direct, {})
+        for batch in (1, 2, 5):
+            image = random(generator, (batch, *shape))
+            assert found(image) is None
+            found.admit(image, direct.output_size(image))
+            expected = op(image, *arguments)
+            assert torch.equal(found(image), expected)
+            assert expected.std() > 0.01
+
+
+# ---- inputs
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.double(),
+        lambda x: x.to(torch.int32),
+        lambda x: x[:1],
+        lambda x: x[0],
+        lambda x: x.view(2, 6, 1),
+        lambda x: x.view(1, 1, 1, 2, 6),
+        lambda x: x[:0],
+        lambda x: torch.cat([x, x], 1)[:, ::2],
+        lambda x: x.t().contiguous().t(),
+        lambda x: x[:1].expand(2, 6),
+        lambda x: torch._neg_view(x),
+        lambda x: torch._efficientzerotensor((2, 6)),
+        lambda x: x.to_sparse(),
+        lambda x: x.to("meta"),
+        lambda x: x.as_subclass(Subclass),
+        lambda x: torch.nn.Parameter(x),
+        lambda x: x.tolist(),
+        lambda x: None,
+    ],
+)
+def test_what_does_not_pass(other: Callable[[torch.Tensor], Any], mlp: Any, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        assert mlp(other(x)) is None
+        assert mlp(x) is not None
+
+
+def test_one_argument_passes(mlp: Any, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        assert mlp() is None
+        assert mlp(x, x) is None
+
+
+def test_forms_beyond_the_limit_go_the_general_way(weights: dict[str, Any]) -> None:
+    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    found = opened(direct, weights)
+    base = torch.zeros(4200, 6)
+    for batch in range(1, 4200):
+        found.admit(base[:batch], (batch, 5))
+    with torch.no_grad():
+        assert found(base[:4096]).shape == (4096, 5)
+        assert found(base[:4097]) is None
+
+
+# ---- the weights
+
+
+def in_place(weights: dict[str, Any]) -> None:
+    weights["weight"].data.copy_(weights["weight"].data)  # an alias: not seen
+    with torch.no_grad():
+        weights["weight"].add_(1)
+
+
+def other_memory(weights: dict[str, Any]) -> None:
+    weights["weight"].data = weights["weight"].data.clone()
+
+
+def another(weights: dict[str, Any]) -> None:
+    weights["bias"] = weights["bias"].detach()
+
+
+def none(weights: dict[str, Any]) -> None:
+    weights["bias"] = None
+
+
+def removed(weights: dict[str, Any]) -> None:
+    del weights["bias"]
+
+
+@pytest.mark.parametrize("change", [in_place, other_memory, another, none, removed])
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_door_shuts_with_a_change(change, grad: bool, mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
+    weights["weight"].requires_grad_(False)
+    with torch.set_grad_enabled(grad):
+        assert mlp(x) is not None
+        change(weights)
+        assert mlp(x) is None
+
+
+def test_there_is_no_door_for_weights_without_a_version(weights: dict[str, Any]) -> None:
+    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    with torch.inference_mode():
+        assert opened(direct, {"weight": torch.ones(5, 6)}) is None
+    assert opened(direct, {"weight": torch.ones(5, 6)}) is not None
+
+
+# ---- who watches, who wants gradients
+
+
+class Functions(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Operators(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "watch", [Functions, Operators, lambda: torch.autocast("cpu"), lambda: torch.device("meta"), nullcontext]
+)
+def test_who_watches_is_sent_the_general_way(
+    watch: Callable[[], AbstractContextManager[Any]], mlp: Any, x: torch.Tensor
+) -> None:
+    with torch.no_grad():
+        with watch():
+            assert (mlp(x) is None) == (watch is not nullcontext)
+            assert door.is_quiet() == (watch is nullcontext)
+        assert mlp(x) is not None
+
+
+def test_transforms_and_tracing_are_sent_the_general_way(mlp: Any, x: torch.Tensor) -> None:
+    passed: list[bool] = []
+
+    def watched(value: torch.Tensor) -> torch.Tensor:
+        passed.append(mlp(x) is not None)
+        passed.append(mlp(value) is not None)
+        return value * 2
+
+    with torch.no_grad():
+        torch.vmap(watched)(x)
+        torch.func.grad(lambda value: watched(value).sum())(x)
+        torch._C._create_graph_by_tracing(watched, (x,), lambda value: "", False, False)
+    assert passed == [False] * 6
+
+
+def test_gradients_are_not_lost(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
+    assert mlp(x) is None
+    weights["weight"].requires_grad_(False)
+    assert not mlp(x).requires_grad
+    assert mlp(x.clone().requires_grad_()) is None
+    weights["weight"].requires_grad_(True)
+    assert mlp(x) is None
+
+
+# ---- the result
+
+
+def test_the_result_is_an_ordinary_tensor_of_the_inputs_dtype(mlp: Any, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        plain = mlp(x)
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert torch.equal(mlp(x), plain)
+            assert mlp(x).dtype == torch.float32
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert type(plain) is torch.Tensor
+    assert plain.untyped_storage().resizable()
+    assert not plain.is_inference()
+    with torch.inference_mode():
+        assert mlp(x).is_inference()
+
+
+def test_the_number_of_threads_is_asked_in_each_call(
+    weights: dict[str, Any], x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked.append(1) or len(asked))
+    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    found = opened(direct, weights)
+    found.admit(x, direct.output_size(x))
+    with torch.no_grad():
+        found(x)
+        found(x)
+    assert len(asked) == 2
+
+
+def test_eight_threads(mlp: Any, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        expected = mlp(x)
+    wrong: list[int] = []
+
+    def work(thread: int) -> None:
+        with torch.no_grad():
+            wrong.extend(thread for _ in range(300) if not torch.equal(mlp(x), expected))
+
+    in_threads(8, work)
+    assert wrong == []
+
+
+def test_other_python_threads_run_while_the_kernel_does(generator: torch.Generator) -> None:
+    direct = Mlp(*layers(generator, (512, 512)), ["none"])
+    found, rows = opened(direct, {}), torch.zeros(20000, 512)
+    found.admit(rows, direct.output_size(rows))
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.set()
+        with torch.no_grad():
+            found(rows)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    turns = 0
+    while thread.is_alive():
+        turns += 1
+    assert turns > 1000
+
+
+# ---- references
+
+
+def test_references(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
+    held = [x, weights["weight"], weights["bias"], weights, None, torch.Tensor, *door.WATCHERS]
+    with torch.no_grad():
+        before = [sys.getrefcount(value) for value in held]
+        for _ in range(1000):
+            mlp(x)
+            mlp(x.double())
+            mlp(x.to_sparse())
+        after = [sys.getrefcount(value) for value in held]
+        assert all(abs(b - a) < 100 for a, b in zip(after, before, strict=True))
+        result = sys.getrefcount(mlp(x))  # outside the assert, which keeps what it compares
+    assert result == 1
+
+
+def test_a_cycle_through_the_door_is_collected(weights: dict[str, Any]) -> None:
+    class Owner:
+        pass
+
+    owner = Owner()
+    owner.__dict__.update(weights)
+    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    slots = [(owner.__dict__, name) for name in weights]
+    owner.__dict__["door"] = door.open_door(direct.kernels, slots, Snapshot(list(weights.values())))
+    alive = weakref.ref(owner)
+    kept = owner.__dict__["weight"]
+    del owner, slots
+    gc.collect()
+    assert alive() is None
+    assert kept.shape == (5, 6)
+
+
+# ---- torch's table
+
+
+class Table(ctypes.Structure):
+    _fields_ = [("major", ctypes.c_uint32), ("minor", ctypes.c_uint32), ("previous", ctypes.c_void_p)]
+
+
+def newer(previous: int | None) -> tuple[Any, Table]:
+    """A capsule with a table of major version 2; keep the second value alive."""
+    table = Table(2, 0, previous)
+    make = ctypes.pythonapi.PyCapsule_New
+    make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return make(ctypes.addressof(table), b"dlpack_exchange_api", None), table
+
+
+def test_a_torch_without_the_table_or_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = native.kernels()
+    assert module is not None
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    present = pointer(torch.Tensor.__dlpack_c_exchange_api__, b"dlpack_exchange_api")
+    name = "__dlpack_c_exchange_api__"
+    for previous, supported in ((None, False), (present, True)):
+        capsule, _table = newer(previous)
+        monkeypatch.setattr(torch.Tensor, name, capsule)
+        assert module.Door.is_supported() == supported
+    monkeypatch.delattr(torch.Tensor, name)
+    assert not module.Door.is_supported()
+    with pytest.raises(RuntimeError, match="Door: needs torch.Tensor.__dlpack_c_exchange_api__ of version 1"):
+        module.Door([], [], None, None)
+
+
+def test_a_door_leads_somewhere() -> None:
+    module = native.kernels()
+    assert module is not None
+    with pytest.raises(ValueError, match="Door: needs conv_pool or mlp, got neither"):
+        module.Door([], [], None, None)
