@@ -68,6 +68,6 @@ def takes(*weights: torch.Tensor | None) -> bool:
 
 
 def is_plain(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
-    """On the CPU, of this dtype, and memory holds the values: neither negated (`x.conj().imag`) nor zeros without it."""
+    """On the CPU, of this dtype, with the values in memory: neither negated (`x.conj().imag`) nor zeros without it."""
     fits = dtype is None or tensor.dtype is dtype
     return fits and tensor.is_cpu and not tensor.is_neg() and not tensor._is_zerotensor()

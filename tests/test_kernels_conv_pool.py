@@ -215,3 +215,16 @@ def test_direct_door_gives_the_ops_bits(generator: torch.Generator) -> None:
         assert torch.equal(door(image), conv_pool(image, weight, bias, *geometry))
     with pytest.raises(RuntimeError, match="needs a larger W"):
         door(x[..., :4].contiguous())
+
+
+@pytest.mark.parametrize("outlier", [1.0, 30.0, 1e3, 1e6, 1e30])
+@pytest.mark.usefixtures("isa")
+def test_a_pixel_far_above_the_others(outlier: float, generator: torch.Generator) -> None:
+    """Winograd sums hold what they later cancel; nothing may stay where ReLU clips the outputs that see the pixel."""
+    geometry = ([1, 1], [0, 0], [1, 1], [3, 3], [2, 2], [0, 0], False)
+    x = random(generator, (1, 2, 40, 90))
+    x[0, 0, 20, 41] = outlier
+    clipped = torch.zeros(4, 2, 3, 3)
+    clipped[..., 0] = -random(generator, (4, 2, 3)).abs()
+    for weight in (clipped, random(generator, (4, 2, 3, 3), 0.25)):
+        check_op(conv_pool, reference.conv_pool, x, weight, torch.ones(4), *geometry)

@@ -67,19 +67,11 @@ std::vector<float> winograd_weight(const ConvPoolGeometry& g, const std::vector<
   return transformed;
 }
 
-// The largest pixel with which no sum of any output channel can overflow: negative where weights are not finite.
-float largest_pixel(const ConvPoolGeometry& g, const std::vector<float>& weight, const std::vector<float>& bias) {
-  constexpr double limit = 0x1p125;  // room for a transformed pixel (twice a pixel) and for a sum of two sums
-  const int64_t taps = g.in_channels * g.kernel_h * g.kernel_w;
-  double bound = limit;
-  for (int64_t o = 0; o < g.out_channels; o++) {
-    double sum = 1;
-    for (int64_t k = 0; k < taps; k++) sum += 2 * std::abs(double(weight[size_t(o * taps + k)]));
-    const double room = (limit - std::abs(double(bias[size_t(o)]))) / sum;
-    if (!(room > 0)) return -1;
-    bound = std::min(bound, room);
-  }
-  return float(bound);
+// The sum of absolute weights of one output channel.
+double weight_sum(const std::vector<float>& weight, int64_t taps, size_t channel) {
+  double sum = 0;
+  for (int64_t k = 0; k < taps; k++) sum += std::abs(double(weight[channel * size_t(taps) + size_t(k)]));
+  return sum;
 }
 
 }  // namespace
@@ -90,7 +82,17 @@ ConvPool::ConvPool(const ConvPoolGeometry& geometry, const float* weight, const 
       winograd_(winograd_weight(geometry, weight_)),
       bias_(size_t(geometry.out_channels), 0.0f) {
   if (bias) bias_.assign(bias, bias + geometry.out_channels);
-  bound_ = largest_pixel(geometry, weight_, bias_);
+  constexpr double limit = 0x1p125;  // room for a transformed pixel (twice a pixel) and for a sum of two sums
+  const int64_t taps = geometry.in_channels * geometry.kernel_h * geometry.kernel_w;
+  double bound = limit, largest = 0;
+  for (size_t o = 0; o < bias_.size(); o++) {
+    const double sum = weight_sum(weight_, taps, o), room = (limit - std::abs(double(bias_[o]))) / (1 + 2 * sum);
+    bound = room > 0 ? std::min(bound, room) : -1;
+    if (bound < 0) break;  // weights that are not finite, or close to the end of the range
+    largest = std::max(largest, sum);
+  }
+  bound_ = float(bound);
+  weight_sum_ = float(largest);
 }
 
 ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int threads) const {
@@ -127,7 +129,8 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   s.strip_rows = std::max<int64_t>(1, std::min(rows, ceil_div(s.out_height, std::max<int64_t>(1, strips / std::max<int64_t>(1, batch)))));
   const int64_t group = std::max<int64_t>(8, std::min(kMaximaFloats / (s.strip_rows * s.maxima_width), kGroupWeights / s.taps));
   s.group_channels = ceil_div(g.out_channels, ceil_div(g.out_channels, group));
-  s.scratch_floats = s.strip_rows * s.group_channels * s.maxima_width + window_floats(s.strip_rows) + kLanes;
+  s.window_floats = window_floats(s.strip_rows) + kLanes;
+  s.scratch_floats = s.strip_rows * s.group_channels * s.maxima_width + s.window_floats + s.window_rows;
   return s;
 }
 
@@ -142,7 +145,7 @@ ConvPoolCall ConvPool::call(const ConvPoolShape& s, std::vector<int64_t>& offset
         offsets[size_t(k)] = 4 * (((c * s.window_rows + row) * g.stride_w + column % g.stride_w) * s.phase_width + column / g.stride_w);
         offsets[size_t(s.taps + k)] = 4 * ((c * s.height + row) * s.width + column);
       }
-  return {s, weight_.data(), winograd_.empty() ? nullptr : winograd_.data(), bias_.data(), bound_, offsets.data(), offsets.data() + s.taps};
+  return {s, weight_.data(), winograd_.empty() ? nullptr : winograd_.data(), bias_.data(), bound_, weight_sum_, offsets.data(), offsets.data() + s.taps};
 }
 
 void ConvPool::run_strip(const ConvPoolCall& call, const float* x, int64_t batch, int64_t image, int64_t first, int64_t count, float* out,

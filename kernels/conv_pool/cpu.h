@@ -35,6 +35,7 @@ struct ConvPoolShape {
   int64_t maxima_width;             // floats in one row of vertical maxima, margins included
   int64_t maxima_odd;               // from its even columns to its odd ones, where those are kept apart
   bool beyond;                      // windows reach beyond the convolution's last column
+  int64_t window_floats;            // for the image rows behind a strip, padded or transformed
   int64_t scratch_floats;           // for one strip
 };
 
@@ -51,6 +52,7 @@ struct ConvPoolCall {
   const float* winograd;  // [2][kernel_h][in_channels][out_channels][2], see winograd.h; null where it is not used
   const float* bias;      // [out_channels]
   float bound;            // no sum overflows where all pixels (winograd: all transformed ones) are at most this large
+  float weight_sum;       // the largest sum of absolute weights among output channels
   // In bytes, for tap k: from a position in the padded copy of the image, and from one in the image itself.
   const int64_t *window_offsets, *image_offsets;
 };
@@ -89,7 +91,7 @@ class ConvPool {
 
   ConvPoolGeometry geometry_;
   std::vector<float> weight_, winograd_, bias_;
-  float bound_;
+  float bound_, weight_sum_;
 };
 
 }  // namespace fastgraph

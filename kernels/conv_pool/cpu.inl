@@ -304,39 +304,77 @@ bool bounded(const ConvPoolCall& call, const float* image, int64_t first_row, in
   return true;
 }
 
-void conv_pool_strip(const ConvPoolCall& call, const float* image, int64_t readable, int64_t first, int64_t count, float* out,
-                     int64_t out_channel, float* scratch) {
-  const ConvPoolShape& s = call.shape;
+// Pooled rows and the image rows behind them.
+struct Strip {
+  PoolRows pool;
+  int64_t image_row, rows;
+};
+
+FASTGRAPH_INLINE Strip strip_at(const ConvPoolShape& s, int64_t first, int64_t count) {
   const ConvPoolGeometry& g = s.g;
   const PoolRows pool{first, first + count - 1, g.pool_kernel_h, g.pool_stride_h, g.pool_padding_h, s.conv_height, s.open_rows};
-  const int64_t image_row = pool.top(first) * g.stride_h - g.padding_h;
   const int64_t rows = ((count - 1) * g.pool_stride_h + g.pool_kernel_h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
-  float* maxima = scratch;
-  float* window = scratch + s.strip_rows * s.group_channels * s.maxima_width;
+  return {pool, pool.top(first) * g.stride_h - g.padding_h, rows};
+}
 
-  if (call.winograd && call.bound > 0) {
-    const WinogradColumn column(call, image, image_row, rows, window);
-    if (column.bounded()) return strip_of(call, column, pool, out, out_channel, maxima);
-    // Row by row then: how a row is computed must depend on its own pixels only, not on how strips were cut.
-    if (count > 1) {
-      for (int64_t p = 0; p < count; p++) conv_pool_strip(call, image, readable, first + p, 1, out + p * s.out_width, out_channel, scratch);
-      return;
-    }
-  }
-
+void direct_strip(const ConvPoolCall& call, const float* image, int64_t readable, const Strip& strip, float* out, int64_t out_channel,
+                  float* maxima, float* window) {
+  const ConvPoolShape& s = call.shape;
+  const ConvPoolGeometry& g = s.g;
+  const auto [pool, image_row, rows] = strip;
   // The image itself serves as the window where nothing is padded and vectors that end beyond a row stay inside `readable`.
   const int64_t furthest = ((g.in_channels - 1) * s.height + image_row + rows - 1) * s.width + s.phase_width;
-  const bool direct = g.stride_w == 1 && g.padding_w == 0 && image_row >= 0 && image_row + rows <= s.height && furthest <= readable;
-  if (!direct) fill_window(s, image, image_row, window);
-  const float* start = direct ? image + image_row * s.width : window;
-  const int64_t* offsets = direct ? call.image_offsets : call.window_offsets;
-  const int64_t row_floats = g.stride_h * (direct ? s.width : g.stride_w * s.phase_width);
+  const bool in_place = g.stride_w == 1 && g.padding_w == 0 && image_row >= 0 && image_row + rows <= s.height && furthest <= readable;
+  if (!in_place) fill_window(s, image, image_row, window);
+  const float* start = in_place ? image + image_row * s.width : window;
+  const int64_t* offsets = in_place ? call.image_offsets : call.window_offsets;
+  const int64_t row_floats = g.stride_h * (in_place ? s.width : g.stride_w * s.phase_width);
   if (bounded(call, image, image_row, rows)) {
     const DirectColumn<true> column(call, start, offsets, row_floats);
     strip_of(call, column, pool, out, out_channel, maxima);
   } else {
     const DirectColumn<false> column(call, start, offsets, row_floats);
     strip_of(call, column, pool, out, out_channel, maxima);
+  }
+}
+
+// Whether a pooled row that Winograd computed counts (kReach): `largest` are the largest transformed pixels of the image
+// rows behind it, `out` its values, channels `out_channel` apart.
+bool is_in_reach(const ConvPoolCall& call, const float* largest, int64_t rows, const float* out, int64_t out_channel) {
+  const ConvPoolShape& s = call.shape;
+  float pixel = 0;
+  for (int64_t r = 0; r < rows; r++) {
+    if (!(largest[r] <= call.bound)) return false;
+    pixel = largest[r] > pixel ? largest[r] : pixel;
+  }
+  F16 value = broadcast(0.0f);
+  for (int64_t o = 0; o < s.g.out_channels; o++, out += out_channel) {
+    float narrow[kLanes] = {};
+    if (s.out_width < kLanes) memcpy(narrow, out, size_t(s.out_width) * sizeof(float));
+    const float* row = s.out_width < kLanes ? narrow : out;
+    for (int64_t i = 0; i < s.out_width; i += kLanes)
+      value = max(value, load(row + (s.out_width < kLanes ? 0 : smaller(i, s.out_width - kLanes))));
+  }
+  return pixel * call.weight_sum <= kReach * fold_max(value);
+}
+
+void conv_pool_strip(const ConvPoolCall& call, const float* image, int64_t readable, int64_t first, int64_t count, float* out,
+                     int64_t out_channel, float* scratch) {
+  const ConvPoolShape& s = call.shape;
+  const Strip strip = strip_at(s, first, count);
+  float* maxima = scratch;
+  float* window = maxima + s.strip_rows * s.group_channels * s.maxima_width;
+  float* largest = window + s.window_floats;
+  if (!call.winograd || !(call.bound > 0)) return direct_strip(call, image, readable, strip, out, out_channel, maxima, window);
+
+  const WinogradColumn column(call, image, strip.image_row, strip.rows, window, largest);
+  strip_of(call, column, strip.pool, out, out_channel, maxima);
+  // Row by row: how a row is computed must depend on its own pixels only, not on how strips were cut.
+  for (int64_t p = 0; p < count; p++) {
+    const Strip row = strip_at(s, first + p, 1);
+    float* to = out + p * s.out_width;
+    if (!is_in_reach(call, largest + row.image_row - strip.image_row, row.rows, to, out_channel))
+      direct_strip(call, image, readable, row, to, out_channel, maxima, window);
   }
 }
 

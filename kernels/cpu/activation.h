@@ -105,6 +105,17 @@ FASTGRAPH_INLINE float fold_max(F16 x) {
   return lane[0];
 }
 
+// Largest bit pattern of the lanes, as signed integers: the largest of floats that are not negative, NaN above all.
+FASTGRAPH_INLINE float fold_bits_max(F16 x) {
+  int32_t lane[kLanes];
+  float lanes[kLanes];
+  store(lanes, x);
+  memcpy(lane, lanes, sizeof lane);
+  for (int i = 1; i < kLanes; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+  memcpy(lanes, lane, sizeof(float));
+  return lanes[0];
+}
+
 // softmax or log_softmax over x[0 .. n), in place; x has room for n rounded up to 16.
 FASTGRAPH_INLINE void softmax_row(float* x, int64_t n, bool logarithm) {
   const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
