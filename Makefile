@@ -1,5 +1,6 @@
 # make bench   installs everything and runs the main job; leaves out/report.json
 # make export  installs everything and writes a deployment folder, out/export: ONNX files, clients, pictures
+# make perf    our kernels against the best peer and the machine's ceiling, with targets; leaves out/perf.json
 # make test    installs everything, then ruff, mypy and all tests
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +8,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOURCES := CMakeLists.txt pyproject.toml $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
-.PHONY: bench export test install clean
+PEERS := $(VENV)/.peers
+
+.PHONY: bench perf export test install clean
 
 bench: install
 	$(BIN)/python -m bench
 
 export: install
 	$(BIN)/python -m export --measure --overwrite
+
+perf: install $(PEERS)
+	$(BIN)/python -m bench perf $(ARGS)
 
 test: install
 	$(BIN)/ruff check .
@@ -29,6 +35,11 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt
 	@echo "installing torch and the rest: a few minutes the first time"
 	$(PIP) install -c constraints.txt scikit-build-core nanobind cmake ninja
 	$(PIP) install -c constraints.txt --no-build-isolation -C wheel.cmake=false -e '.[test]'
+	touch $@
+
+# The peers that only measuring needs.
+$(PEERS): $(VENV)/.dependencies
+	$(PIP) install -c constraints.txt openvino
 	touch $@
 
 # The package, linked to this folder; builds the native library, incrementally.

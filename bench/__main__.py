@@ -1,17 +1,20 @@
-"""``python -m bench``: measures both reference models on real data with every backend and leaves a report."""
+"""``python -m bench``: measures models on real data with every backend and leaves a report."""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command line; what keeps the package itself from loading is one line and status 2."""
     try:
         from bench import cli
     except (ImportError, RuntimeError) as error:  # a library that is missing, or FASTGRAPH_CPU with a wrong value
         print(f"python -m bench: error: {error}", file=sys.stderr)
         return 2
-    return cli.main()
+    return cli.main(argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

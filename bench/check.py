@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.cases import Case
+from bench.backends import Setting
+from bench.cases import Built
 from fastgraph.verify import error, tolerance
 
 VALUES_AT_ONCE = 2**20  # of input, in the float64 reference: one photograph, or 1,337 digits
@@ -18,29 +19,29 @@ VALUES_AT_ONCE = 2**20  # of input, in the float64 reference: one photograph, or
 
 @dataclass(frozen=True)
 class Reference:
-    """The truth for one case: ``output`` in float64, and how far from it a backend may be."""
+    """The truth for one case: ``output`` in float64, and how far from it a backend may be in the setting's dtype."""
 
     output: Tensor
     eager_error: float
     tolerance: float
 
 
-def reference(model: nn.Module, x: Tensor) -> Reference:
-    """Runs ``model`` eagerly on ``x`` in float64, and as it is to see eager's own error.
+def reference(built: Built, setting: Setting) -> Reference:
+    """Runs the model eagerly on ``x`` in float64, and in the setting's dtype to see eager's own error.
 
     The tolerance is the package's own, ``fastgraph.verify.tolerance``.
     """
-    exact_model = copy.deepcopy(model).double()
-    rows = max(1, VALUES_AT_ONCE // x[:1].numel())
-    exact = torch.cat([exact_model(part.double()) for part in x.split(rows)])  # in parts: Net's feature maps are large
-    output = model(x)
+    rows = max(1, VALUES_AT_ONCE // built.x[:1].numel())  # in parts: Net's feature maps are large
+    exact = _in_parts(built.model, built.x, torch.float64, rows)
+    output = _in_parts(built.model, built.x, setting.torch_dtype, rows)
     return Reference(exact, error(output, exact), tolerance(output, exact))
 
 
-def complaint(output: Tensor, truth: Reference) -> str | None:
-    """What is wrong with ``output``, or None when it is right."""
-    if output.dtype != torch.float32 or output.shape != truth.output.shape:
-        return f"gives {output.dtype} {list(output.shape)}, where torch.float32 {list(truth.output.shape)} is needed"
+def complaint(output: Tensor, dtype: str, truth: Reference, setting: Setting) -> str | None:
+    """What is wrong with ``output``, which was given in ``dtype``, or None when it is right."""
+    allowed = {"float32", str(setting.torch_dtype).removeprefix("torch.")}
+    if dtype not in allowed or output.shape != truth.output.shape:
+        return f"gives {dtype} {list(output.shape)}, where float32 {list(truth.output.shape)} is needed"
     found = error(output, truth.output)
     if not math.isfinite(found):
         return "gives NaN or infinity where the reference is finite"
@@ -49,15 +50,27 @@ def complaint(output: Tensor, truth: Reference) -> str | None:
     return None
 
 
-def accuracy(call: Callable[[Tensor], Tensor], case: Case) -> float | None:
-    """Share of the held-out digits that ``argmax`` classifies right, 0..1; None when the case has no digits.
+def mean_error(output: Tensor, exact: Tensor) -> float:
+    """Mean distance from the float64 output."""
+    return (output.double() - exact).abs().mean().item()
 
-    They go through in batches of the case's size. The last one is filled up from the start, so that a backend which
-    compiles for one batch size sees no other; the fillers are not counted.
+
+def accuracy(call: Callable[[Tensor], Tensor], held_out: tuple[Tensor, Tensor] | None, batch: int) -> float | None:
+    """Share of the held-out digits that ``argmax`` classifies right, 0..1; None when there are no digits.
+
+    They go through in batches of ``batch``. The last one is filled up from the start, so that a backend which compiles
+    for one batch size sees no other; the fillers are not counted.
     """
-    if case.held_out is None:
+    if held_out is None:
         return None
-    images, labels = case.held_out
-    filled = torch.arange(math.ceil(len(images) / case.batch) * case.batch) % len(images)
-    classes = torch.cat([call(images[part]).argmax(dim=1) for part in filled.split(case.batch)])
+    images, labels = held_out
+    filled = torch.arange(math.ceil(len(images) / batch) * batch) % len(images)
+    classes = torch.cat([call(images[part]).argmax(dim=1).cpu() for part in filled.split(batch)])
     return (classes[: len(labels)] == labels).double().mean().item()
+
+
+def _in_parts(model: nn.Module, x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    """The model's output in ``dtype``, ``rows`` samples at a time."""
+    model = model if dtype == x.dtype else copy.deepcopy(model).to(dtype)
+    with torch.inference_mode():
+        return torch.cat([model(part.to(dtype)) for part in x.split(rows)])

@@ -3,106 +3,147 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NoReturn
+from tempfile import mkdtemp
 
 import torch
 from rich.console import Console
 
-from bench.cases import MODELS, Case, cases
-from bench.measure import DEFAULT, QUICK, Plan
-from bench.report import as_json, machine, machine_lines, table
-from bench.run import CaseReport, run_case
-from bench.runners import OURS, RUNNERS, Runner
+from bench import arguments, cases, compare, perf
+from bench.backends import BACKENDS, OURS, Setting
+from bench.cases import Case
+from bench.html import page
+from bench.machine import machine, machine_lines
+from bench.markdown import markdown
+from bench.measure import DEFAULT, MLPERF_QUERIES, QUICK, Plan
+from bench.report import Report, ReportError
+from bench.runs import Run, measure
+from bench.table import modelled_table
+from bench.user_model import ModelError, user_cases
 
-WIDTH = 150  # of the tables where the output is no terminal
+WIDTH = 200  # of the tables where the output is no terminal
+BATCHES = {"deep": (1, 16, 128, 1024), "net": (1, 4)}
+QUICK_BATCHES = {"deep": (1,), "net": (1,)}
+MODE_BATCHES = {"single-stream": QUICK_BATCHES, "offline": {"deep": (8192,), "net": (16,)}}
+QUICK_BACKENDS = ("eager", "compile", "onnxruntime", "fastgraph")
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the process with ``message``."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def main(argv: Sequence[str] | None = None, runners: Sequence[Runner] = RUNNERS) -> int:
+def main(argv: Sequence[str]) -> int:
     """Measures and reports.
 
     Returns:
         The exit status: 0, or 1 when fastgraph itself was wrong or failed. Bad arguments or missing data end the
         process with status 2 and one line.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    if argv[:1] == ["perf"]:
+        return perf.main(argv[1:])
+    if argv[:1] == ["compare"]:
+        return compare_reports(argv[1:])
+    parser = arguments.parser()
+    given = parser.parse_args(argv)
+    out: Path = given.out
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").touch()
     except OSError as error:
-        parser.error(f"argument --out: cannot make the folder: {error}")
+        parser.error(f"argument --out: cannot write to the folder: {error}")
     try:
-        chosen, about = cases(arguments.model, arguments.quick), machine()
-    except (ImportError, ValueError) as error:
+        chosen = chosen_cases(given)
+    except (ImportError, ValueError, ModelError) as error:
         parser.error(str(error))
-    plan = QUICK if arguments.quick else DEFAULT
-    console = Console(record=True, width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+    about = machine()
     for line in machine_lines(about):
         console.print(line, soft_wrap=True)
-    with contextlib.nullcontext() if arguments.quick else _nothing_compiled():
-        reports = [_run_and_show(case, runners, plan, console) for case in chosen]
-    command = shlex.join(["python", "-m", "bench", *(sys.argv[1:] if argv is None else argv)])
-    (arguments.out / "report.json").write_text(as_json(reports, about, plan, command), encoding="utf-8")
-    (arguments.out / "report.txt").write_text(console.export_text(), encoding="utf-8")
-    console.print(f"report: {arguments.out / 'report.json'}, report.txt; again: {command}", soft_wrap=True)
-    ours = [row for report in reports for row in report.rows if row.backend == OURS.name]
-    return 1 if any(row.status != "ok" for row in ours) else 0
+    command = shlex.join(["python", "-m", "bench", *argv])
+    settings, plan = chosen_settings(given), chosen_plan(given)
+    run = Run(tuple(chosen), chosen_backends(given), settings, plan, command, given.model_gpu)
+    report = measure(run, about, console)
+    if report.modelled:
+        console.print(modelled_table(report.modelled))
+    save(report, out, console)
+    ours = [row for case in report.cases for row in case.rows if row.backend == BACKENDS[OURS].name]
+    return 1 if any(row.status in ("wrong", "failed") for row in ours) else 0
 
 
-def _parser() -> Parser:
-    """The command line."""
-    parser = Parser(prog="python -m bench", description="Throughput of both reference models, backend by backend.")
-    parser.add_argument("--model", choices=(*MODELS, "all"), default="all", help="which model (default: all)")
-    parser.add_argument("--quick", action="store_true", help="batch 1 and short rounds: a look, not a result")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the report (default: out)")
-    parser.add_argument("--threads", type=_positive, help="threads of every backend (default: as PyTorch chooses)")
-    return parser
+def chosen_cases(given: argparse.Namespace) -> list[Case]:
+    """The cases that the arguments ask for."""
+    batches = QUICK_BATCHES if given.quick else MODE_BATCHES.get(given.mode, BATCHES)
+    builders = {"deep": cases.deep, "net": cases.net}
+    if given.model in (*builders, "all"):
+        if given.input_shape is not None:
+            raise ModelError("--input-shape is for a model of your own; deep and net have theirs")
+        names = list(builders) if given.model == "all" else [given.model]
+        return [case for name in names for case in builders[name](given.batches or batches[name])]
+    if given.input_shape is None:
+        raise ModelError(f"--model {given.model} needs --input-shape, the batch first")
+    sys.path.insert(0, "")  # a module in the current folder, as with python -m
+    return user_cases(given.model, given.input_shape, given.batches or batches["deep"])
 
 
-def _positive(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text!r}")
-    return int(text)
+def chosen_backends(given: argparse.Namespace) -> list[str]:
+    """The backends' option names."""
+    if given.backends is not None:
+        return given.backends
+    return list(QUICK_BACKENDS if given.quick else BACKENDS)
 
 
-@contextlib.contextmanager
-def _nothing_compiled() -> Iterator[None]:
-    """An empty cache on disk for torch.compile, so that its first-call times do not depend on earlier runs.
-
-    The first case then pays for precompiling PyTorch's headers too, as on a fresh machine: 7 to 20 s more there,
-    measured on 2 cores of an AMD EPYC with torch 2.14.
-    """
-    variable = "TORCHINDUCTOR_CACHE_DIR"
-    before = os.environ.get(variable)  # PyTorch itself sets it when it is imported
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.environ[variable] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop(variable)
-            if before is not None:
-                os.environ[variable] = before
+def chosen_settings(given: argparse.Namespace) -> list[Setting]:
+    """The settings, one after another: CPU, then CUDA where it is asked for."""
+    threads = given.threads or torch.get_num_threads()
+    return [Setting(dtype, threads) for dtype in given.dtype]
 
 
-def _run_and_show(case: Case, runners: Sequence[Runner], plan: Plan, console: Console) -> CaseReport:
-    """The case's report, its table already on the screen."""
-    report = run_case(case, runners, plan)
-    console.print(table(report))
-    return report
+def chosen_plan(given: argparse.Namespace) -> Plan:
+    """How long to measure."""
+    plan = QUICK if given.quick else DEFAULT
+    return replace(
+        plan,
+        rounds=given.rounds or plan.rounds,
+        case_s=given.budget or plan.case_s,
+        mode=given.mode,
+        min_calls=MLPERF_QUERIES if given.mode == "single-stream" else 0,
+    )
+
+
+def compare_reports(argv: Sequence[str]) -> int:
+    """Prints how two reports compare; status 1 where there is a regression, 2 where one cannot be read."""
+    parser = arguments.compare_parser()
+    given = parser.parse_args(argv)
+    try:
+        before, after = Report.load(given.before), Report.load(given.after)
+    except ReportError as error:
+        parser.error(str(error))
+    found = compare.compare(before, after, given.backends, given.threshold, given.absolute)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+    if not found:
+        parser.error(f"{given.before}: has no speed of {', '.join(given.backends)}: there is nothing to compare")
+    console.print(compare.table(found))
+    return 1 if any(one.regression for one in found) else 0
+
+
+def save(report: Report, out: Path, console: Console) -> None:
+    """Writes the report's files and says where they are; the page only where Plotly is installed."""
+    written = {"report.json": report.to_json(), "report.md": markdown(report)}
+    try:
+        written["report.html"] = page(report)
+    except ModuleNotFoundError as error:
+        console.print(f"no report.html: {error}; pip install 'fastgraph[bench]'")
+    try:
+        _write(written, out)
+    except OSError as error:
+        out = Path(mkdtemp(prefix="bench-"))
+        console.print(f"python -m bench: error: cannot write to the folder: {error}; it went to {out}", soft_wrap=True)
+        _write(written, out)
+        raise SystemExit(2) from error
+    console.print(f"report: {', '.join(str(out / name) for name in written)}; again: {report.command}", soft_wrap=True)
+
+
+def _write(texts: dict[str, str], out: Path) -> None:
+    """The texts as files."""
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")

@@ -1,23 +1,27 @@
-"""Timing: interleaved rounds of blocks of calls, and the statistics over the calls."""
+"""Timing: warm-up, blocks of calls, interleaved rounds, and the statistics over the calls."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 Clock = Callable[[], float]
 Call = Callable[[], object]
+Seconds = NDArray[np.float64]
+T = TypeVar("T")
 
 STABLE = 0.05  # two windows of the warm-up this close, relatively, are called stable
 MIN_ROUNDS = 3
 LEAD_IN = 10  # one call in ten goes ahead of a block, untimed
-QUIET_SLICE_S = 0.01
-QUIET_SHARE = 0.1
-QUIET_CAP_S = 2.0
+CALLS_FOR_P99 = 10_000
+MODES = ("rounds", "single-stream", "offline")
+MLPERF_QUERIES = 1024  # of a single-stream run: MLPerf Inference rules, section "Scenarios"
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,19 @@ class Plan:
     """How long to measure, in seconds: ``rounds`` blocks of ``block_s`` for each backend.
 
     A case whose calls are so slow that this would take more than ``case_s`` gets fewer rounds, but three at least.
+    ``mode`` is one of ``MODES``; single-stream makes at least ``min_calls`` calls however long they take.
     """
 
     rounds: int
     block_s: float
     warm_up_s: float
     case_s: float
+    mode: str = "rounds"
+    min_calls: int = 0
 
 
-DEFAULT = Plan(rounds=15, block_s=0.1, warm_up_s=3.0, case_s=12.0)
-QUICK = Plan(rounds=5, block_s=0.05, warm_up_s=0.5, case_s=3.0)
+DEFAULT = Plan(rounds=15, block_s=0.05, warm_up_s=1.0, case_s=10.0)
+QUICK = Plan(rounds=5, block_s=0.03, warm_up_s=0.3, case_s=1.5)
 
 
 @dataclass(frozen=True)
@@ -47,20 +54,36 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Timing:
-    """Statistics over single calls, in seconds; ``iqr_s`` is the distance between the quartiles."""
+    """Statistics over single calls, in seconds; ``iqr_s`` is the distance between the quartiles.
+
+    ``p99_s`` is None below ``CALLS_FOR_P99`` calls, where too few are beyond it. ``round_medians_s`` has one value a
+    round: those of different backends belong together, one after the other in the same moment of the machine.
+    """
 
     calls: int
     rounds: int
     median_s: float
+    mean_s: float
     iqr_s: float
     p90_s: float
+    p99_s: float | None
+    round_medians_s: tuple[float, ...]
 
 
-def summarize(samples: list[list[float]]) -> Timing:
+def summarize(samples: Sequence[Seconds]) -> Timing:
     """Statistics over all calls of all rounds; ``samples`` holds, for each round, the seconds of each call."""
     calls = np.concatenate([np.asarray(one_round) for one_round in samples])
-    quarter, middle, three_quarters, p90 = (float(value) for value in np.percentile(calls, [25, 50, 75, 90]))
-    return Timing(len(calls), len(samples), middle, three_quarters - quarter, p90)
+    quarter, middle, three_quarters, p90, p99 = (float(v) for v in np.percentile(calls, [25, 50, 75, 90, 99]))
+    return Timing(
+        calls=len(calls),
+        rounds=len(samples),
+        median_s=middle,
+        mean_s=float(calls.mean()),
+        iqr_s=three_quarters - quarter,
+        p90_s=p90,
+        p99_s=p99 if len(calls) >= CALLS_FOR_P99 else None,
+        round_medians_s=tuple(float(np.median(one_round)) for one_round in samples),
+    )
 
 
 def warm_up(call: Call, plan: Plan, clock: Clock = time.perf_counter) -> WarmUp:
@@ -75,48 +98,25 @@ def warm_up(call: Call, plan: Plan, clock: Clock = time.perf_counter) -> WarmUp:
     return WarmUp(before, stable=False)
 
 
-def wait_until_quiet(sleep: Callable[[float], None] = time.sleep, cpu_clock: Clock = time.process_time) -> None:
-    """Sleeps until no thread of this process is busy, 2 s at most.
-
-    Worker threads spin for a while after their last call, hoping for more work, and would take a core from the next
-    backend. Measured on 2 cores of an AMD EPYC: onnxruntime 1.31's for 60 ms, torch 2.14's OpenMP threads for 12 ms.
-    Others report 1.4 s of onnxruntime on another processor, so no fixed pause fits. Spinning stays on while a backend's
-    own block is timed: that is its default, and turning it off would slow its calls.
-    """
-    for _ in range(round(QUIET_CAP_S / QUIET_SLICE_S)):
-        before = cpu_clock()
-        sleep(QUIET_SLICE_S)
-        if cpu_clock() - before < QUIET_SHARE * QUIET_SLICE_S:
-            return
-
-
-def interleave(
-    calls: Mapping[str, Call],
-    call_s: Mapping[str, float],
-    plan: Plan,
-    clock: Clock = time.perf_counter,
-    wait: Callable[[], None] = wait_until_quiet,
-) -> dict[str, list[list[float]]]:
-    """Times every backend in every round, so that a change in the machine's speed hits all of them alike.
+def interleave(blocks: Mapping[str, Callable[[int], T | None]], rounds: int) -> dict[str, list[T]]:
+    """Runs one block of everybody in every round, so that a change in the machine's speed hits all of them alike.
 
     Args:
-        calls: by backend, the call to time.
-        call_s: by backend, about how many seconds a call takes; it sizes the blocks.
-        plan: rounds and lengths. Each round begins with another backend.
-        clock: what tells the time, in seconds.
-        wait: called before each block.
+        blocks: by name, what runs a block, given the number of the round; None where it sits this round out.
+        rounds: how many; each begins with another one, the order stays.
 
     Returns:
-        By backend and round, the seconds of each call.
+        By name, what its blocks gave, round by round.
     """
-    samples: dict[str, list[list[float]]] = {name: [] for name in calls}
-    names = list(calls)
-    for turn in range(affordable_rounds(plan, call_s.values())):
+    results: dict[str, list[T]] = {name: [] for name in blocks}
+    names = list(blocks)
+    for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            wait()
-            samples[name].append(_block(calls[name], block_calls(plan, call_s[name]), clock))
-    return samples
+            result = blocks[name](turn)
+            if result is not None:
+                results[name].append(result)
+    return results
 
 
 def affordable_rounds(plan: Plan, call_s: Collection[float]) -> int:
@@ -125,16 +125,16 @@ def affordable_rounds(plan: Plan, call_s: Collection[float]) -> int:
     return max(MIN_ROUNDS, min(plan.rounds, int(plan.case_s / round_s)))
 
 
-def block_calls(plan: Plan, call_s: float) -> int:
-    """Calls in a block of ``plan.block_s``, one at least."""
-    return max(1, round(plan.block_s / call_s))
+def block_calls(plan: Plan, call_s: float, rounds: int) -> int:
+    """Calls in one of ``rounds`` blocks of ``plan.block_s``; one at least, and ``plan.min_calls`` in all."""
+    return max(1, round(plan.block_s / call_s), -(-plan.min_calls // rounds))
 
 
-def _block(call: Call, count: int, clock: Clock) -> list[float]:
+def block(call: Call, count: int, clock: Clock = time.perf_counter) -> Seconds:
     """Seconds of each of ``count`` calls, after a tenth as many untimed: parked threads wake, caches fill again."""
-    for _ in range(count // LEAD_IN):
+    for _ in range(-(-count // LEAD_IN) if count > 1 else 0):
         call()
-    return [_seconds(call, clock) for _ in range(count)]
+    return np.array([_seconds(call, clock) for _ in range(count)])
 
 
 def _window(call: Call, window_s: float, clock: Clock) -> float:

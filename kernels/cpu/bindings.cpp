@@ -12,6 +12,7 @@
 #include "../conv_pool/cpu.h"
 #include "../mlp/cpu.h"
 #include "activation.h"
+#include "ceiling.h"
 #include "isa.h"
 
 namespace nb = nanobind;
@@ -109,4 +110,9 @@ NB_MODULE(_native, m) {
       .def_prop_ro("packed_bytes", &ConvPool::packed_bytes);
 
   bind_door(m);
+  nb::class_<Ceiling>(m, "Ceiling")
+      .def(nb::init<int>(), "threads"_a)
+      .def("fma_f32", &Ceiling::fma_f32, "seconds"_a, Release())
+      .def("dot_bf16", &Ceiling::dot_bf16, "seconds"_a, Release())
+      .def("read", &Ceiling::read, "bytes"_a, "seconds"_a, Release());
 }

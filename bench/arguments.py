@@ -1,0 +1,119 @@
+"""The command line's arguments, checked: what is wrong is one line and status 2."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from bench.backends import BACKENDS, DTYPES
+from bench.measure import MODES
+from bench.roofline import GPUS
+
+DEVICES = ("auto", "cpu", "cuda")
+
+EPILOG = f"""\
+backends, for --backends: {", ".join(BACKENDS)}
+modes: "rounds" compares all backends in interleaved rounds; "single-stream" and "offline" are MLPerf's scenarios in
+small: one query after another at batch 1, judged by the 90th percentile over at least 1,024 queries; and samples a
+second over all calls of a large batch.
+python -m bench perf   our kernels against the best peer and the machine's ceiling, with targets (see its --help)
+python -m bench compare A.json B.json   compares two reports and ends with status 1 where B is slower beyond noise
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with ``message``."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parser() -> Parser:
+    """The arguments of ``python -m bench``."""
+    made = Parser(
+        prog="python -m bench",
+        description="Throughput of small models, backend by backend, each checked against float64 before it is timed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--model", default="all", help="deep, net, all, or module:callable of your own (default: all)")
+    add("--input-shape", type=shape, metavar="N,..", help="of your own model's input, the batch first")
+    add("--batches", type=numbers, metavar="N,M", help="batch sizes (default: some for each model)")
+    add("--device", choices=DEVICES, default="auto", help="auto: the CPU, and CUDA where it is there (default)")
+    add("--dtype", type=among(tuple(DTYPES)), default=["fp32"], metavar="A,B", help="fp32, bf16 (default: fp32)")
+    add("--backends", type=among(tuple(BACKENDS)), metavar="A,B", help="default: all")
+    add("--threads", type=number, metavar="N", help="of every backend on the CPU (default: as PyTorch chooses)")
+    add("--rounds", type=number, metavar="N", help="at most so many interleaved rounds a case")
+    add("--budget", type=seconds, metavar="S", help="seconds of timing a case")
+    add("--mode", choices=MODES, default="rounds", help="see below (default: rounds)")
+    add("--model-gpu", choices=tuple(GPUS), help="adds the floors that a model of this GPU gives")
+    add("--quick", action="store_true", help="batch 1, four backends, short rounds: a look, not a result")
+    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the report (default: out)")
+    return made
+
+
+def compare_parser() -> Parser:
+    """The arguments of ``python -m bench compare``."""
+    made = Parser(prog="python -m bench compare", description="Ratios of two reports, with their spread.")
+    made.add_argument("before", type=Path, metavar="A.json")
+    made.add_argument("after", type=Path, metavar="B.json")
+    made.add_argument("--backends", type=among(tuple(BACKENDS)), default=["fastgraph"], metavar="A,B")
+    made.add_argument("--absolute", action="store_true", help="times as they are, not relative to eager's in each run")
+    made.add_argument(
+        "--threshold", type=share, default=0.05, metavar="R", help="slower by more than this is a regression (0.05)"
+    )
+    return made
+
+
+def number(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text!r}")
+    return int(text)
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers from 1, separated by commas."""
+    return [number(part.strip()) for part in text.split(",")]
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Sizes from 1, the batch first."""
+    return tuple(numbers(text))
+
+
+def seconds(text: str) -> float:
+    """A time above 0."""
+    return _above_zero(text, "a number of seconds above 0")
+
+
+def share(text: str) -> float:
+    """A ratio above 0."""
+    return _above_zero(text, "a number above 0")
+
+
+def among(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A parser of names separated by commas, each of ``known``."""
+
+    def parse(text: str) -> list[str]:
+        named = list(dict.fromkeys(name.strip() for name in text.split(",")))
+        for name in named:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}; got {name!r}")
+        return named
+
+    return parse
+
+
+def _above_zero(text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be {what}; got {text!r}")
+    return value

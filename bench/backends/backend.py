@@ -1,0 +1,59 @@
+"""What a backend is: three methods, and what it says of itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How every backend is asked to compute: a key of ``DTYPES``, threads of the CPU, "cpu" or "cuda"."""
+
+    dtype: str = "fp32"
+    threads: int = 1
+    device: str = "cpu"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as PyTorch has it."""
+        return DTYPES[self.dtype]
+
+
+class Backend(ABC):
+    """One way to run a model. It lives in a process of its own, in which it is the only one.
+
+    ``any_batch``: what was prepared with one batch size serves every other. ``casts_model``: it is given a model and
+    an input that are already in the setting's dtype; otherwise both are float32 and it casts inside.
+    """
+
+    name: ClassVar[str]
+    any_batch: ClassVar[bool] = True
+    casts_model: ClassVar[bool] = False
+
+    def refusal(self, setting: Setting) -> str | None:
+        """Why it cannot do this at all, or None."""
+        return None
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, x: Tensor, setting: Setting) -> None:
+        """Makes the model ready to run on inputs like ``x`` ``[B, ...]``."""
+
+    @abstractmethod
+    def run(self, x: Tensor) -> Tensor:
+        """One call, with nothing around it that a user would not pay."""
+
+    @abstractmethod
+    def ran_on(self) -> str:
+        """Where and how it really ran: device, provider, instruction set."""
+
+
+def at_least_two_rows(x: Tensor) -> Tensor:
+    """``x``, or two rows of it: torch.export burns a batch of 1 into the graph."""
+    return x if x.shape[0] >= 2 else x.repeat(2, *[1] * (x.dim() - 1))

@@ -1,0 +1,12 @@
+"""``fastgraph.optimize(engine="inductor")``: torch.compile over the rewritten graph."""
+
+from __future__ import annotations
+
+from bench.backends.fastgraph_direct import FastgraphDirect
+
+
+class FastgraphInductor(FastgraphDirect):
+    """What ``fastgraph.optimize`` gives on CUDA, and on a CPU when asked for; compiled in the first call."""
+
+    name = "fastgraph inductor"
+    engine = "inductor"

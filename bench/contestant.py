@@ -1,0 +1,129 @@
+"""A backend inside its worker process: made ready for one case at a time, then timed in blocks."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench import check, measure
+from bench.backends import Backend, Setting
+from bench.cases import Built, Case
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A backend's first answer for a case.
+
+    ``output`` is what it computed, widened to float32, and ``dtype`` what it gave that in. ``prepare_s`` is the time to
+    make it ready, None where what an earlier batch size had prepared serves this one too; ``first_call_s`` that of its
+    first call (there torch.compile compiles).
+    """
+
+    where: str
+    prepare_s: float | None
+    first_call_s: float
+    output: NDArray[np.float32]
+    dtype: str
+
+
+class Contestant:
+    """One backend at one setting."""
+
+    def __init__(self, make: Callable[[], Backend], setting: Setting) -> None:
+        torch.set_num_threads(setting.threads)
+        self._make, self._setting = make, setting
+        self._model: str | None = None
+        self._base_memory = 0
+
+    def prepare(self, case: Case) -> Ready:
+        """Builds the case, makes the backend ready for it, and runs it once."""
+        built = case.build()
+        prepare_s = None
+        if self._model != case.model:
+            self._model = None  # whatever happens now, the next case begins anew
+            self._begin(built)
+            prepare_s = self._prepare(built)
+            self._model = case.model
+        elif not self._backend.any_batch:
+            prepare_s = self._prepare(built)
+        self._x = self._given(built.x)
+        self._built, self._batch = built, case.batch
+        start = time.perf_counter()
+        with torch.inference_mode():
+            output = self._backend.run(self._x)
+            first_call_s = time.perf_counter() - start
+            if not isinstance(output, Tensor):
+                raise TypeError(f"the model's output must be one tensor; got {type(output).__name__}")
+            values = output.detach().cpu().float().numpy().copy()
+        _forget_peak()
+        return Ready(self._backend.ran_on(), prepare_s, first_call_s, values, str(output.dtype).removeprefix("torch."))
+
+    def accuracy(self) -> float | None:
+        """Share of the held-out digits that it classifies right, 0..1; None where the case has no digits."""
+        with torch.inference_mode():
+            return check.accuracy(lambda x: self._backend.run(self._given(x)), self._built.held_out, self._batch)
+
+    def warm_up(self, plan: measure.Plan) -> measure.WarmUp:
+        """Runs until it is stable."""
+        with torch.inference_mode():
+            return measure.warm_up(self._call, plan)
+
+    def block(self, count: int) -> measure.Seconds:
+        """Seconds of each of ``count`` calls."""
+        with torch.inference_mode():
+            return measure.block(self._call, count)
+
+    def peak_memory(self) -> int | None:
+        """Bytes that the process had grown by at most while it was timed, since before the backend was prepared."""
+        peak = _memory("VmHWM")
+        return None if peak is None else max(0, peak - self._base_memory)
+
+    def _call(self) -> Any:
+        return self._backend.run(self._x)
+
+    def _begin(self, built: Built) -> None:
+        """A new backend for a new model; what the one before it held is given back first."""
+        self._backend = self._make()
+        gc.collect()
+        self._base_memory = _memory("VmRSS") or 0
+        self._given_model = built.model
+        if self._backend.casts_model and self._setting.dtype != "fp32":
+            self._given_model = copy.deepcopy(built.model).to(self._setting.torch_dtype)
+
+    def _prepare(self, built: Built) -> float:
+        """Seconds that the backend takes to become ready."""
+        start = time.perf_counter()
+        self._backend.prepare(self._given_model, self._given(built.x), self._setting)  # not in inference mode
+        return time.perf_counter() - start
+
+    def _given(self, x: Tensor) -> Tensor:
+        """``x`` as the backend takes it."""
+        return x.to(self._setting.torch_dtype) if self._backend.casts_model else x
+
+
+def _memory(field: str) -> int | None:
+    """Bytes of ``field`` in this process's status; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    values = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(values[0]) * 1024 if values else None
+
+
+def _forget_peak() -> None:
+    """Sets the process's memory peak back to what it has now (Linux: "5" to clear_refs, proc(5))."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return

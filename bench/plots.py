@@ -1,0 +1,134 @@
+"""The report's plots, as Plotly figures whose colours the page sets: latency, throughput, speed-up, roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any
+
+import plotly.graph_objects as go
+
+from bench.backends import BACKENDS, BASELINE, OURS
+from bench.session import CaseReport, Row
+from bench.text import duration
+
+OURS_NAME, BASELINE_NAME = BACKENDS[OURS].name, BACKENDS[BASELINE].name
+# Distinct on white and on black, and for colour-blind readers (Okabe and Ito 2008); ours stands out.
+COLOURS = ("#8b949e", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#b07aa1", "#e69f00", "#d55e00", "#b8860b", "#7f7f00")
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "pentagon", "star", "hexagon", "x")
+STYLE = {name.name: (COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]) for i, name in enumerate(BACKENDS.values())}
+HEIGHT = 430
+
+
+def latency(cases: Sequence[CaseReport]) -> go.Figure:
+    """Median time of a call against the batch, both axes logarithmic; one line a backend."""
+    return _against_batch(cases, "time of a call, µs", lambda row, _: row.timing.median_s * 1e6 if row.timing else None)
+
+
+def throughput(cases: Sequence[CaseReport]) -> go.Figure:
+    """Samples a second against the batch, both axes logarithmic; one line a backend."""
+    return _against_batch(cases, "samples a second", lambda row, _: row.samples_per_s)
+
+
+def speedup(cases: Sequence[CaseReport]) -> go.Figure:
+    """How many times as fast as eager, a group of bars for each batch, with eager's own line at 1."""
+    figure = go.Figure()
+    labels = [f"batch {case.batch}" for case in cases]
+    for name in _backends(cases):
+        if name == BASELINE_NAME:
+            continue
+        rows = [case.row(name) for case in cases]
+        ratios = [row.ratio_to_eager if row else None for row in rows]
+        texts = [f"{ratio:.2f}" if ratio else "" for ratio in ratios]
+        figure.add_bar(
+            y=labels, x=ratios, name=name, orientation="h", text=texts, marker_color=STYLE[name][0],
+            hovertemplate="%{y}, " + name + ": %{x:.2f} times as fast as eager<extra></extra>",
+        )  # fmt: skip
+    figure.add_vline(x=1, line_dash="dash", line_color="#8b949e", annotation_text="eager = 1")
+    _lay_out(figure, "times as fast as eager", "")
+    bars = sum(trace.type == "bar" for trace in figure.data) * len(cases)
+    figure.update_layout(barmode="group", height=max(HEIGHT, 130 + 22 * bars), legend_traceorder="reversed")
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def roofline(cases: Sequence[CaseReport]) -> go.Figure:
+    """Every case by its operations a byte and a second, under the roofs measured in the same run."""
+    figure = go.Figure()
+    intensities = [case.work.flops / case.work.bytes for case in cases if case.work]
+    low, high = min(intensities) / 4, max(intensities) * 4
+    ceilings = median_ceilings(cases)
+    compute = "bf16" if "bf16" in ceilings else "fma"
+    for name in ("L2", "L3", "memory"):
+        if name in ceilings and compute in ceilings:
+            ridge = min(max(ceilings[compute] / ceilings[name], low), high)
+            xs = [low, ridge, high]
+            ys = [min(ceilings[compute], x * ceilings[name]) / 1e9 for x in xs]
+            label = f"{compute} {ceilings[compute] / 1e9:.0f} GFLOP/s, {name} {ceilings[name] / 1e9:.0f} GB/s"
+            dash = {"L2": "dot", "L3": "dash", "memory": "solid"}[name]
+            figure.add_scatter(x=xs, y=ys, mode="lines", name=label, line={"color": "#8b949e", "dash": dash})
+    for name in _backends(cases):
+        points = [(case, row.timing) for case in cases if case.work and (row := case.row(name)) and row.timing]
+        figure.add_scatter(
+            x=[case.work.flops / case.work.bytes for case, _ in points],
+            y=[case.work.flops / timing.median_s / 1e9 for case, timing in points],
+            text=[f"{case.case}, {name}: {duration(timing.median_s)}" for case, timing in points],
+            mode="markers", name=name, hovertemplate="%{text}<br>%{y:.3g} GFLOP/s<extra></extra>",
+            marker={"size": 11 if name == OURS_NAME else 8, "color": STYLE[name][0], "symbol": STYLE[name][1]},
+        )  # fmt: skip
+    _lay_out(figure, "operations a byte", "GFLOP/s")
+    figure.update_layout(height=HEIGHT + 130)
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(type="log")
+    return figure
+
+
+def _against_batch(cases: Sequence[CaseReport], title: str, value: Any) -> go.Figure:
+    """One line a backend over the batch sizes."""
+    figure = go.Figure()
+    ordered = sorted(cases, key=lambda case: case.batch)
+    for name in _backends(cases):
+        points = [(case.batch, value(row, case)) for case in ordered if (row := case.row(name)) is not None]
+        points = [(batch, y) for batch, y in points if y is not None]
+        colour, symbol = STYLE[name]
+        figure.add_scatter(
+            x=[batch for batch, _ in points],
+            y=[y for _, y in points],
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 3 if name == OURS_NAME else 1.5},
+            marker={"symbol": symbol, "size": 9},
+            hovertemplate=f"{name}, batch %{{x}}: %{{y:.4s}}<extra></extra>",
+        )
+    _lay_out(figure, "batch", title)
+    batches = sorted({case.batch for case in cases})
+    figure.update_xaxes(type="log", tickvals=batches, ticktext=[str(batch) for batch in batches])
+    figure.update_yaxes(type="log")
+    return figure
+
+
+def _backends(cases: Sequence[CaseReport]) -> Iterator[str]:
+    """Names of the backends that have a speed in one of the cases at least, in the report's order."""
+    rows: list[Row] = [row for case in cases for row in case.rows if row.timing]
+    return iter(dict.fromkeys(row.backend for row in rows))
+
+
+def median_ceilings(cases: Sequence[CaseReport]) -> dict[str, float]:
+    """The ceilings over all rounds of all cases."""
+    names = dict.fromkeys(name for case in cases for name in case.ceilings)
+    return {name: median(v for case in cases for v in case.ceilings.get(name, ())) for name in names}
+
+
+def _lay_out(figure: go.Figure, x: str, y: str) -> None:
+    """What all plots share; the legend below, so that a phone has the whole width for the plot."""
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        height=HEIGHT,
+        margin={"l": 10, "r": 10, "t": 24, "b": 10},
+        font={"family": "system-ui, sans-serif", "size": 12},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0},
+    )
+    figure.update_xaxes(title=x, automargin=True, showline=True)
+    figure.update_yaxes(title=y, automargin=True, showline=True)

@@ -1,0 +1,116 @@
+"""A whole run: every setting's session over all cases, with progress, and a report even when it is stopped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench import roofline
+from bench.backends import Setting
+from bench.cases import Case
+from bench.measure import Plan
+from bench.report import Report
+from bench.session import CaseReport, CeilingBlocks, session
+from bench.table import table
+
+CEILINGS = CeilingBlocks(("fma", "bf16", "L2", "L3", "memory", "launch"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to measure: all ``cases`` with all ``backends`` (option names) at each setting."""
+
+    cases: tuple[Case, ...]
+    backends: Sequence[str]
+    settings: Sequence[Setting]
+    plan: Plan
+    command: str
+    model_gpu: str | None = None
+
+
+def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
+    """Measures everything and shows each case's table when it is done. Ctrl-C ends it early with what there is."""
+    done: list[CaseReport] = []
+    complete = True
+    try:
+        with _nothing_compiled(), _progress(console, len(run.settings) * len(run.cases)) as tell:
+            for setting in run.settings:
+                with session(run.backends, setting) as running:
+                    for case in run.cases:
+                        done.append(running.run(case, run.plan, CEILINGS, progress=tell))
+                        tell.advance()
+                        console.print(table(done[-1]))
+    except KeyboardInterrupt:
+        complete = False
+        console.print("stopped: the report has what was measured until now")
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return Report(run.command, date, about, run.plan, tuple(done), _modelled(run), complete)
+
+
+def _modelled(run: Run) -> tuple[dict[str, Any], ...]:
+    """The modelled floors on the GPU that was named."""
+    if run.model_gpu is None:
+        return ()
+    found = []
+    for dtype in dict.fromkeys(setting.dtype for setting in run.settings):
+        for case in run.cases:
+            found += [asdict(one) for one in roofline.floors(case.name, case.build(), run.model_gpu, dtype)]
+    return tuple(found)
+
+
+class Tell:
+    """Tells what is being done: a bar on a terminal, otherwise a line each."""
+
+    def __init__(self, console: Console, total: int, bar: Progress | None) -> None:
+        self._console, self._bar = console, bar
+        self._task = bar.add_task("starting", total=total) if bar else None
+
+    def __call__(self, text: str) -> None:
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, description=text)
+        else:
+            self._console.print(f"... {text}", soft_wrap=True)
+
+    def advance(self) -> None:
+        """One case is done."""
+        if self._bar and self._task is not None:
+            self._bar.advance(self._task)
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Tell]:
+    """The progress bar, where there is a terminal for it."""
+    if not sys.stdout.isatty():
+        yield Tell(console, total, None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Tell(console, total, bar)
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """An empty cache on disk for torch.compile, so that its first-call times do not depend on earlier runs.
+
+    The first case then pays for precompiling PyTorch's headers too, as on a fresh machine: 7 to 20 s more there,
+    measured on 2 cores of an AMD EPYC with torch 2.14.
+    """
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(variable)  # PyTorch itself sets it when it is imported
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ[variable] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(variable)
+            if before is not None:
+                os.environ[variable] = before

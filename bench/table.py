@@ -1,0 +1,92 @@
+"""The report on the terminal: one table a case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from bench.session import CaseReport, Row
+from bench.text import duration, rate, size
+
+NOISY = 0.1  # of the median: an IQR beyond it is noted
+COLUMNS = (
+    *("median", "IQR", "p90", "p99", "calls", "samples/s", "x eager", "of limit", "max error", "mean error"),
+    *("accuracy", "prepare", "first call", "memory"),
+)
+
+
+def table(report: CaseReport) -> Table:
+    """The case as a table: one row a backend, those without a speed included."""
+    made = Table(title=title(report), title_justify="left", caption=caption(report), caption_justify="left")
+    made.add_column("backend", no_wrap=True)
+    for name in COLUMNS:
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("note", ratio=1, overflow="fold")
+    for row in report.rows:
+        made.add_row(row.backend, *cells(row), note(row))
+    return made
+
+
+def title(report: CaseReport) -> str:
+    """What was measured, and how far from float64 a backend may be."""
+    setting = report.setting
+    return (
+        f"{report.case}: {setting.dtype}, {setting.device}, {setting.threads} threads, input "
+        f"{list(report.input_shape)}; error allowed {report.tolerance:.1e} (eager's own {report.eager_error:.1e})"
+    )
+
+
+def caption(report: CaseReport) -> str:
+    """What a call has to do, and the ceilings measured beside it."""
+    ceilings = [
+        f"{name} {duration(median(values)) if name == 'launch' else rate(median(values))}"
+        + ("" if name == "launch" else "FLOP/s" if name in ("fma", "bf16") else "B/s")
+        for name, values in report.ceilings.items()
+    ]
+    did = f"a call: {rate(report.work.flops)}FLOP, {size(report.work.bytes)} at least" if report.work else ""
+    return "; ".join(part for part in (did, "ceilings: " + ", ".join(ceilings) if ceilings else "") if part)
+
+
+def modelled_table(floors: Sequence[dict[str, Any]]) -> Table:
+    """The floors of the roofline model."""
+    made = Table(title=f"model of {floors[0]['gpu']}, not measured: bytes and operations alone", title_justify="left")
+    for name in ("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor"):
+        made.add_column(name, justify="left" if name in ("case", "variant", "dtype") else "right")
+    for f in floors:
+        figures = (str(f["kernels"]), rate(f["flops"]), size(f["bytes"]), duration(f["floor_s"]))
+        made.add_row(f["case"], f["variant"], f["dtype"], *figures)
+    return made
+
+
+def cells(row: Row) -> list[str]:
+    """The row's figures in the order of ``COLUMNS``; "-" where there is none."""
+    timing = row.timing
+    return [
+        duration(timing.median_s if timing else None),
+        duration(timing.iqr_s if timing else None),
+        duration(timing.p90_s if timing else None),
+        duration(timing.p99_s if timing else None),
+        f"{timing.calls:,}" if timing else "-",
+        f"{row.samples_per_s:,.0f}" if row.samples_per_s else "-",
+        f"{row.ratio_to_eager:.2f}" if row.ratio_to_eager else "-",
+        f"{row.limit.share:.0%} {row.limit.binding}" if row.limit else "-",
+        "-" if row.max_error is None else f"{row.max_error:.1e}",
+        "-" if row.mean_error is None else f"{row.mean_error:.1e}",
+        "-" if row.accuracy is None else f"{row.accuracy:.2%}",
+        duration(row.prepare_s),
+        duration(row.first_call_s),
+        size(row.peak_bytes),
+    ]
+
+
+def note(row: Row) -> str:
+    """Where it ran, why it has no speed, and what is doubtful about it."""
+    said = [text for text in (row.where, row.reason and f"{row.status}: {row.reason}") if text]
+    if row.warmed_up is False:
+        said.append("not stable after warm-up")
+    if row.timing and row.timing.iqr_s > NOISY * row.timing.median_s:
+        said.append(f"IQR is {row.timing.iqr_s / row.timing.median_s:.0%} of the median")
+    return "; ".join(said)

@@ -1,0 +1,64 @@
+"""A user's own model as a case: ``--model package.module:callable --input-shape 1,3,224,224``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from bench.cases import Built, Case
+
+
+class ModelError(Exception):
+    """A model that cannot be had or cannot be benched; the message says what is needed."""
+
+
+def user_cases(target: str, input_shape: Sequence[int], batches: Sequence[int]) -> list[Case]:
+    """The cases of the model that ``target``, "module:callable", makes when it is called without arguments.
+
+    Raises:
+        ModelError: it cannot be imported, gives no module, or that module gives no single tensor.
+    """
+    build = partial(build_user, target, tuple(input_shape))
+    check_output(target, build(1))
+    return [Case(target.partition(":")[2], batch, build) for batch in batches]
+
+
+def check_output(target: str, built: Built) -> None:
+    """ModelError unless the model gives one floating tensor with the batch in front."""
+    try:
+        with torch.inference_mode():
+            output = built.model(built.x)
+    except Exception as error:
+        shape = list(built.x.shape)
+        raise ModelError(f"{target} cannot be called on {shape}: {type(error).__name__}: {error}") from error
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() == 0:
+        raise ModelError(f"{target} must give one floating tensor with a batch axis; got {type(output).__name__}")
+
+
+def build_user(target: str, input_shape: tuple[int, ...], batch: int) -> Built:
+    """The model in eval mode, and seeded normally distributed input ``[batch, *input_shape[1:]]``."""
+    generator = torch.Generator().manual_seed(0)
+    return Built(load(target), torch.randn(batch, *input_shape[1:], generator=generator))
+
+
+@cache
+def load(target: str) -> nn.Module:
+    """What ``target`` makes, in eval mode; ModelError where it cannot."""
+    module, colon, name = target.partition(":")
+    if not (module and colon and name):
+        raise ModelError(f"a model must be deep, net, all or module:callable; got {target!r}")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's module raises while it is imported
+        raise ModelError(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
+    try:
+        made = make()
+    except Exception as error:
+        raise ModelError(f"{target}() raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"{target}() must give a torch.nn.Module; got {type(made).__name__}")
+    return made.eval()

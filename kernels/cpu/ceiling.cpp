@@ -1,0 +1,126 @@
+#include "ceiling.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <new>
+#include <thread>
+
+#include "isa.h"
+
+namespace fastgraph {
+
+extern const CeilingKernels ceiling_avx512, ceiling_avx2, ceiling_scalar;
+extern const int64_t ceiling_dot_flops;
+bool ceiling_dot_bf16_supported();
+float ceiling_dot_bf16(int64_t iterations, const float* seed);
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kIterations = 2000;  // between two looks at the clock: some microseconds
+constexpr int64_t kSeedFloats = 16 * 16;
+
+const CeilingKernels& kernels() {
+  for (const CeilingKernels* one : {&ceiling_avx512, &ceiling_avx2})
+    if (strcmp(one->isa, isa().name) == 0) return *one;
+  return ceiling_scalar;
+}
+
+// Values that neither overflow nor become denormal, however often they are multiplied and added.
+const float* seed() {
+  static const auto values = [] {
+    std::vector<float> made(kSeedFloats);
+    for (size_t i = 0; i < made.size(); i++) made[i] = 1e-3f * float(i % 7 + 1);
+    return made;
+  }();
+  return values.data();
+}
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
+Ceiling::Ceiling(int threads) : threads_(std::max(threads, 1)) {}
+
+// work(thread, kept) does a piece and returns how much it was. All threads begin together; each counts by its median
+// piece, so that a moment in which the system gives its core to somebody else does not lower the ceiling.
+template <class Work>
+double Ceiling::rate(double seconds, const Work& work) {
+  std::atomic<int> waiting{threads_};
+  std::atomic<float> sink{0};
+  std::vector<double> rates(size_t(threads_), 0.0);
+  const auto run = [&](int thread) {
+    float kept = 0;
+    std::vector<double> pieces;
+    work(thread, &kept);  // once untimed: instructions and, where they fit, data come into the caches
+    waiting.fetch_sub(1);
+    while (waiting.load() > 0) std::this_thread::yield();
+    const auto start = Clock::now();
+    double amount = 0, now = 0;
+    do {
+      const double before = now;
+      amount = work(thread, &kept);
+      now = seconds_since(start);
+      pieces.push_back(now - before);
+    } while (now < seconds);
+    const auto middle = pieces.begin() + std::ptrdiff_t(pieces.size() / 2);
+    std::nth_element(pieces.begin(), middle, pieces.end());
+    rates[size_t(thread)] = amount / *middle;
+    sink.store(kept, std::memory_order_relaxed);
+  };
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads_; thread++) others.emplace_back(run, thread);
+  run(0);
+  for (std::thread& other : others) other.join();
+  double sum = 0;
+  for (double one : rates) sum += one;
+  return sum;
+}
+
+double Ceiling::fma_f32(double seconds) {
+  const CeilingKernels& kernel = kernels();
+  return rate(seconds, [&](int, float* kept) {
+    *kept += kernel.fma_f32(kIterations, seed());
+    return double(kIterations * kernel.fma_flops);
+  });
+}
+
+double Ceiling::dot_bf16(double seconds) {
+  if (!ceiling_dot_bf16_supported() || strcmp(isa().name, "avx512") != 0) return 0;
+  return rate(seconds, [](int, float* kept) {
+    *kept += ceiling_dot_bf16(kIterations, seed());
+    return double(kIterations * ceiling_dot_flops);
+  });
+}
+
+double Ceiling::read(int64_t bytes, double seconds) {
+  const int64_t step = kReadFloats * int64_t(sizeof(float));
+  const int64_t floats = (std::max(bytes, step) + step - 1) / step * kReadFloats;
+  grow(floats);
+  const CeilingKernels& kernel = kernels();
+  return rate(seconds, [&](int thread, float* kept) {
+    *kept += kernel.read(buffers_[size_t(thread)].get(), floats);
+    return double(floats) * double(sizeof(float));
+  });
+}
+
+// The buffers stay as large as the largest read so far, so that only the first one pays for the memory.
+void Ceiling::grow(int64_t floats) {
+  if (floats <= floats_) return;
+  buffers_.clear();
+  floats_ = 0;
+  for (int thread = 0; thread < threads_; thread++) {
+    void* data = nullptr;
+    if (posix_memalign(&data, 4096, size_t(floats) * sizeof(float)) != 0) throw std::bad_alloc();
+    buffers_.emplace_back(static_cast<float*>(data), free);
+    std::fill_n(buffers_.back().get(), floats, 1e-3f);
+  }
+  floats_ = floats;
+}
+
+}  // namespace fastgraph
