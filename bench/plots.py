@@ -44,7 +44,8 @@ def speedup(cases: Sequence[CaseReport]) -> go.Figure:
             y=labels, x=ratios, name=name, orientation="h", text=texts, marker_color=STYLE[name][0],
             hovertemplate="%{y}, " + name + ": %{x:.2f} times as fast as eager<extra></extra>",
         )  # fmt: skip
-    figure.add_vline(x=1, line_dash="dash", line_color="#8b949e", annotation_text="eager = 1")
+    figure.add_vline(x=1, line_dash="dash", line_color="#8b949e")
+    figure.add_annotation(x=1, y=1, yref="paper", yanchor="bottom", text="eager = 1", showarrow=False)
     _lay_out(figure, "times as fast as eager", "")
     bars = sum(trace.type == "bar" for trace in figure.data) * len(cases)
     figure.update_layout(barmode="group", height=max(HEIGHT, 130 + 22 * bars), legend_traceorder="reversed")
@@ -68,11 +69,11 @@ def roofline(cases: Sequence[CaseReport]) -> go.Figure:
             dash = {"L2": "dot", "L3": "dash", "memory": "solid"}[name]
             figure.add_scatter(x=xs, y=ys, mode="lines", name=label, line={"color": "#8b949e", "dash": dash})
     for name in _backends(cases):
-        points = [(case, row.timing) for case in cases if case.work and (row := case.row(name)) and row.timing]
+        points = [(c.case, c.work, row.timing) for c in cases if c.work and (row := c.row(name)) and row.timing]
         figure.add_scatter(
-            x=[case.work.flops / case.work.bytes for case, _ in points],
-            y=[case.work.flops / timing.median_s / 1e9 for case, timing in points],
-            text=[f"{case.case}, {name}: {duration(timing.median_s)}" for case, timing in points],
+            x=[work.flops / work.bytes for _, work, _ in points],
+            y=[work.flops / timing.median_s / 1e9 for _, work, timing in points],
+            text=[f"{case}, {name}: {duration(timing.median_s)}" for case, _, timing in points],
             mode="markers", name=name, hovertemplate="%{text}<br>%{y:.3g} GFLOP/s<extra></extra>",
             marker={"size": 11 if name == OURS_NAME else 8, "color": STYLE[name][0], "symbol": STYLE[name][1]},
         )  # fmt: skip
@@ -103,7 +104,7 @@ def _against_batch(cases: Sequence[CaseReport], title: str, value: Any) -> go.Fi
     _lay_out(figure, "batch", title)
     batches = sorted({case.batch for case in cases})
     figure.update_xaxes(type="log", tickvals=batches, ticktext=[str(batch) for batch in batches])
-    figure.update_yaxes(type="log")
+    figure.update_yaxes(type="log", dtick="D2")
     return figure
 
 

@@ -102,8 +102,8 @@ def _flat(case: CaseReport, row: Row) -> dict[str, Any]:
         **asdict(case.setting),
         **{f.name: getattr(row, f.name) for f in fields(Row) if f.name not in ("timing", "limit")},
         **{f.name: getattr(timing, f.name, None) for f in fields(Timing) if f.name != "round_medians_s"},
-        "flops": case.work.flops,
-        "bytes": case.work.bytes,
+        "flops": case.work.flops if case.work else None,
+        "bytes": case.work.bytes if case.work else None,
         "binding": limit.binding if limit else None,
         "share_of_ceiling": limit.share if limit else None,
     }
