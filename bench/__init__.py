@@ -1,1 +1,59 @@
-"""``python -m bench``: throughput of both reference models on real data, every backend checked before it is timed."""
+"""``python -m bench``: throughput of models on real data, every backend checked before it is timed.
+
+In a notebook: ``bench.run(bench.cases.deep([1, 16]), ["eager", "onnxruntime", "fastgraph"])``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.backends import Setting
+    from bench.cases import Case
+    from bench.measure import Plan
+    from bench.report import Report
+
+
+def run(
+    cases: Sequence[Case],
+    backends: Sequence[str] = ("eager", "fastgraph"),
+    *,
+    settings: Sequence[Setting] = (),
+    plan: Plan | None = None,
+    verbose: bool = False,
+) -> Report:
+    """Measures ``cases`` with ``backends`` and returns the report; nothing is written.
+
+    Args:
+        cases: from ``bench.cases``; ``bench.cases.own(name, model, x)`` makes one of a module of your own.
+        backends: names of ``bench.backends.BACKENDS``.
+        settings: dtype, threads and device; by default fp32 on the CPU with PyTorch's number of threads.
+        plan: how long to measure; by default ``bench.measure.QUICK``.
+        verbose: prints what is being done, and each case's table.
+
+    Returns:
+        The report: ``rows()`` is its tidy table, ``to_json()`` its file. Ctrl-C ends the run with what there is.
+
+    Raises:
+        ValueError: an unknown backend, or no case.
+    """
+    import io
+
+    import torch
+    from rich.console import Console
+
+    from bench.backends import BACKENDS, Setting
+    from bench.machine import machine
+    from bench.measure import QUICK
+    from bench.runs import Run, measure
+
+    unknown = [name for name in backends if name not in BACKENDS]
+    if unknown or not backends:
+        raise ValueError(f"backends: needs some of {', '.join(BACKENDS)}; got {', '.join(unknown) or 'none'}")
+    if not cases:
+        raise ValueError("cases: needs at least one; got none")
+    console = Console() if verbose else Console(file=io.StringIO())
+    chosen = tuple(settings) or (Setting(threads=torch.get_num_threads()),)
+    asked = Run(tuple(cases), tuple(backends), chosen, plan or QUICK, "bench.run(..)")
+    return measure(asked, machine(), console)

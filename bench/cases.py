@@ -72,6 +72,20 @@ def conv(channels: int, kernel_size: int, pool: int, batches: Sequence[int]) -> 
     return [Case(name, batch, partial(build_conv, channels, kernel_size, pool)) for batch in batches]
 
 
+def own(name: str, model: nn.Module, x: Tensor) -> Case:
+    """A model of your own in eval mode on its input ``x`` ``[B, ...]``, float32 on the CPU.
+
+    The worker processes get it pickled, so its class must be one that they can import: in a module, not in a notebook.
+    """
+    return Case(name, x.shape[0], partial(build_own, model, x))
+
+
+def build_own(model: nn.Module, x: Tensor, batch: int) -> Built:
+    """What was given."""
+    assert batch == x.shape[0]
+    return Built(model, x)
+
+
 def build_deep(batch: int) -> Built:
     """The first ``batch`` scanned digits, from the start again after the last one."""
     images = digits("all")[0]

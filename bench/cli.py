@@ -22,8 +22,9 @@ from bench.markdown import markdown
 from bench.measure import DEFAULT, MLPERF_QUERIES, QUICK, Plan
 from bench.report import Report, ReportError
 from bench.runs import Run, measure
+from bench.sides import side_by_side, sides_table
 from bench.table import modelled_table
-from bench.user_model import ModelError, user_cases
+from bench.user_model import UsageError, user_cases
 
 WIDTH = 200  # of the tables where the output is no terminal
 BATCHES = {"deep": (1, 16, 128, 1024), "net": (1, 4)}
@@ -52,17 +53,18 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         parser.error(f"argument --out: cannot write to the folder: {error}")
     try:
-        chosen = chosen_cases(given)
-    except (ImportError, ValueError, ModelError) as error:
+        chosen, settings, plan = chosen_cases(given), chosen_settings(given), chosen_plan(given)
+    except (ImportError, ValueError, UsageError) as error:
         parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
     about = machine()
     for line in machine_lines(about):
         console.print(line, soft_wrap=True)
     command = shlex.join(["python", "-m", "bench", *argv])
-    settings, plan = chosen_settings(given), chosen_plan(given)
     run = Run(tuple(chosen), chosen_backends(given), settings, plan, command, given.model_gpu)
     report = measure(run, about, console)
+    if sides := side_by_side(report.cases):
+        console.print(sides_table(sides))
     if report.modelled:
         console.print(modelled_table(report.modelled))
     save(report, out, console)
@@ -76,11 +78,11 @@ def chosen_cases(given: argparse.Namespace) -> list[Case]:
     builders = {"deep": cases.deep, "net": cases.net}
     if given.model in (*builders, "all"):
         if given.input_shape is not None:
-            raise ModelError("--input-shape is for a model of your own; deep and net have theirs")
+            raise UsageError("--input-shape is for a model of your own; deep and net have theirs")
         names = list(builders) if given.model == "all" else [given.model]
         return [case for name in names for case in builders[name](given.batches or batches[name])]
     if given.input_shape is None:
-        raise ModelError(f"--model {given.model} needs --input-shape, the batch first")
+        raise UsageError(f"--model {given.model} needs --input-shape, the batch first")
     sys.path.insert(0, "")  # a module in the current folder, as with python -m
     return user_cases(given.model, given.input_shape, given.batches or batches["deep"])
 
@@ -95,7 +97,18 @@ def chosen_backends(given: argparse.Namespace) -> list[str]:
 def chosen_settings(given: argparse.Namespace) -> list[Setting]:
     """The settings, one after another: CPU, then CUDA where it is asked for."""
     threads = given.threads or torch.get_num_threads()
-    return [Setting(dtype, threads) for dtype in given.dtype]
+    cuda = torch.cuda.is_available()
+    if given.device == "cuda" and not cuda:
+        raise UsageError("--device cuda: there is no CUDA device here; allowed: auto, cpu")
+    found = []
+    for dtype in given.dtype:
+        if given.device != "cuda":
+            found.append(Setting(dtype, threads))
+        if given.device == "cuda" or (given.device == "auto" and cuda):
+            on_cuda = Setting(dtype, threads, "cuda")
+            graph, cold = replace(on_cuda, launch="graph"), replace(on_cuda, cache="cold")
+            found += [on_cuda, replace(on_cuda, copies=True), graph, cold]
+    return found
 
 
 def chosen_plan(given: argparse.Namespace) -> Plan:

@@ -120,4 +120,4 @@ def _key(case: CaseReport) -> tuple[object, ...]:
 
 def _name(case: CaseReport) -> str:
     """The case for people."""
-    return f"{case.case}, {case.setting.dtype}, {case.setting.device}, {case.setting.threads} threads"
+    return f"{case.case}, {case.setting}"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench import check, measure
+from bench import check, cuda, measure
 from bench.backends import Backend, Setting
 from bench.cases import Built, Case
 
@@ -41,6 +41,8 @@ class Contestant:
 
     def __init__(self, make: Callable[[], Backend], setting: Setting) -> None:
         torch.set_num_threads(setting.threads)
+        if setting.device == "cuda":
+            cuda.ieee_fp32()
         self._make, self._setting = make, setting
         self._model: str | None = None
         self._base_memory = 0
@@ -58,10 +60,12 @@ class Contestant:
             prepare_s = self._prepare(built)
         self._x = self._given(built.x)
         self._built, self._batch = built, case.batch
-        start = time.perf_counter()
         with torch.inference_mode():
+            start = time.perf_counter()
             output = self._backend.run(self._x)
+            self._synchronize()
             first_call_s = time.perf_counter() - start
+            self._call = self._timed_call()
             if not isinstance(output, Tensor):
                 raise TypeError(f"the model's output must be one tensor; got {type(output).__name__}")
             values = output.detach().cpu().float().numpy().copy()
@@ -75,21 +79,40 @@ class Contestant:
 
     def warm_up(self, plan: measure.Plan) -> measure.WarmUp:
         """Runs until it is stable."""
+
+        def finished() -> None:
+            self._call()
+            self._synchronize()
+
         with torch.inference_mode():
-            return measure.warm_up(self._call, plan)
+            return measure.warm_up(finished, plan)
 
     def block(self, count: int) -> measure.Seconds:
         """Seconds of each of ``count`` calls."""
+        setting = self._setting
         with torch.inference_mode():
-            return measure.block(self._call, count)
+            if setting.device == "cpu" or setting.copies:  # a call that ends in the host's memory has ended
+                return measure.block(self._call, count)
+            cold = setting.cache == "cold"
+            return cuda.block(self._call, count, cuda.flusher(self._x.device) if cold else None)
 
     def peak_memory(self) -> int | None:
         """Bytes that the process had grown by at most while it was timed, since before the backend was prepared."""
         peak = _memory("VmHWM")
         return None if peak is None else max(0, peak - self._base_memory)
 
-    def _call(self) -> Any:
-        return self._backend.run(self._x)
+    def _timed_call(self) -> Callable[[], Any]:
+        """What is timed: the backend's call, on CUDA with copies or as a graph where the setting says so."""
+        if self._setting.copies:
+            return cuda.with_copies(self._backend.run, self._x, self._x.device)
+        if self._setting.launch == "graph":
+            return cuda.captured(lambda: self._backend.run(self._x))
+        return lambda: self._backend.run(self._x)
+
+    def _synchronize(self) -> None:
+        """Waits for the device."""
+        if self._setting.device == "cuda":
+            torch.cuda.synchronize()
 
     def _begin(self, built: Built) -> None:
         """A new backend for a new model; what the one before it held is given back first."""
@@ -97,8 +120,9 @@ class Contestant:
         gc.collect()
         self._base_memory = _memory("VmRSS") or 0
         self._given_model = built.model
-        if self._backend.casts_model and self._setting.dtype != "fp32":
-            self._given_model = copy.deepcopy(built.model).to(self._setting.torch_dtype)
+        dtype = self._setting.torch_dtype if self._backend.casts_model else torch.float32
+        if (dtype, self._setting.device) != (torch.float32, "cpu"):
+            self._given_model = copy.deepcopy(built.model).to(self._setting.device, dtype)
 
     def _prepare(self, built: Built) -> float:
         """Seconds that the backend takes to become ready."""
@@ -107,8 +131,9 @@ class Contestant:
         return time.perf_counter() - start
 
     def _given(self, x: Tensor) -> Tensor:
-        """``x`` as the backend takes it."""
-        return x.to(self._setting.torch_dtype) if self._backend.casts_model else x
+        """``x`` on the device, as the backend takes it."""
+        dtype = self._setting.torch_dtype if self._backend.casts_model else x.dtype
+        return x.to(self._setting.device, dtype)
 
 
 def _memory(field: str) -> int | None:

@@ -12,6 +12,7 @@ from bench.backends import BACKENDS, OURS
 from bench.machine import machine_lines
 from bench.report import Report, settings
 from bench.session import CaseReport, Row
+from bench.sides import SIDES, side_by_side
 from bench.table import COLUMNS, cells, note
 from bench.text import duration, rate, size
 
@@ -34,6 +35,9 @@ def page(report: Report) -> str:
 
     scripts: list[str] = []
     sections = [section for setting in settings(report.cases) for section in _setting(report, setting, scripts)]
+    if sides := side_by_side(report.cases):
+        lines = [(s.case, s.setting, s.backend, duration(s.median_s), f"{s.samples_per_s:,.0f}") for s in sides]
+        sections.insert(0, "<h2>CPU and CUDA side by side</h2>" + _plain_table(SIDES, lines))
     if report.modelled:
         sections.append(_modelled(report.modelled))
     source = files("bench").joinpath("page.html").read_text(encoding="utf-8")
@@ -72,7 +76,7 @@ def _setting(report: Report, setting: Any, scripts: list[str]) -> list[str]:
     from bench import plots
 
     cases = [case for case in report.cases if case.setting == setting]
-    where = f"{setting.dtype} on {setting.device}, {setting.threads} threads"
+    where = str(setting)
     made = []
     for model in dict.fromkeys(case.model for case in cases):
         of_model = [case for case in cases if case.model == model]
@@ -141,21 +145,30 @@ def _row(case: CaseReport, row: Row) -> str:
 
 def _modelled(floors: Sequence[dict[str, Any]]) -> str:
     """The modelled floors, with what they are in front."""
-    rows = "".join(
-        f"<tr><td>{escape(f['case'])}</td><td>{escape(f['variant'])}</td><td>{escape(f['dtype'])}</td>"
-        f"<td>{f['kernels']}</td><td>{rate(f['flops'])}</td><td>{size(f['bytes'])}</td>"
-        f"<td>{duration(f['floor_s'])}</td></tr>"
+    lines = [
+        (
+            f["case"],
+            f["variant"],
+            f["dtype"],
+            str(f["kernels"]),
+            rate(f["flops"]),
+            size(f["bytes"]),
+            duration(f["floor_s"]),
+        )
         for f in floors
-    )
-    head = "".join(
-        f'<th scope="col">{n}</th>' for n in ("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor")
-    )
+    ]
     return (
         f"<h2>Model of {escape(floors[0]['gpu'])}: not measured</h2>"
         '<p class="soft">Floors by a roofline model from the published peaks: operations and bytes alone, no launches. '
         "Real times are longer.</p>"
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    ) + _plain_table(("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor"), lines)
+
+
+def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table that does not sort."""
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _note_class(name: str) -> str:

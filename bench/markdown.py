@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.machine import machine_lines
 from bench.report import Report
+from bench.sides import SIDES, side_by_side
 from bench.table import caption, note, title
 from bench.text import duration, rate, size
 
@@ -40,6 +41,9 @@ def markdown(report: Report) -> str:
         parts += [f"## {title(case)}", _table(HEAD, rows)]
         if text := caption(case):
             parts.append(text)
+    if sides := side_by_side(report.cases):
+        lines = [(s.case, s.setting, s.backend, duration(s.median_s), f"{s.samples_per_s:,.0f}") for s in sides]
+        parts += ["## CPU and CUDA side by side", _table(SIDES, lines)]
     if report.modelled:
         parts += [f"## Model of {report.modelled[0]['gpu']}: not measured", _modelled(report.modelled)]
     return "\n\n".join(parts) + "\n"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import Any
 
 import plotly.graph_objects as go
 
 from bench.backends import BACKENDS, BASELINE, OURS
 from bench.session import CaseReport, Row
-from bench.text import duration
+from bench.text import duration, rate
 
 OURS_NAME, BASELINE_NAME = BACKENDS[OURS].name, BACKENDS[BASELINE].name
 # Distinct on white and on black, and for colour-blind readers (Okabe and Ito 2008); ours stands out.
@@ -22,12 +22,12 @@ HEIGHT = 430
 
 def latency(cases: Sequence[CaseReport]) -> go.Figure:
     """Median time of a call against the batch, both axes logarithmic; one line a backend."""
-    return _against_batch(cases, "time of a call, µs", lambda row, _: row.timing.median_s * 1e6 if row.timing else None)
+    return _against_batch(cases, "time of a call", lambda row: row.timing.median_s if row.timing else None, duration)
 
 
 def throughput(cases: Sequence[CaseReport]) -> go.Figure:
     """Samples a second against the batch, both axes logarithmic; one line a backend."""
-    return _against_batch(cases, "samples a second", lambda row, _: row.samples_per_s)
+    return _against_batch(cases, "samples a second", lambda row: row.samples_per_s, rate)
 
 
 def speedup(cases: Sequence[CaseReport]) -> go.Figure:
@@ -84,13 +84,20 @@ def roofline(cases: Sequence[CaseReport]) -> go.Figure:
     return figure
 
 
-def _against_batch(cases: Sequence[CaseReport], title: str, value: Any) -> go.Figure:
-    """One line a backend over the batch sizes."""
+def _against_batch(
+    cases: Sequence[CaseReport],
+    title: str,
+    value: Callable[[Row], float | None],
+    text: Callable[[float], str],
+) -> go.Figure:
+    """One line a backend over the batch sizes; ``text`` writes its values."""
     figure = go.Figure()
+    values: list[float] = []
     ordered = sorted(cases, key=lambda case: case.batch)
     for name in _backends(cases):
-        points = [(case.batch, value(row, case)) for case in ordered if (row := case.row(name)) is not None]
-        points = [(batch, y) for batch, y in points if y is not None]
+        found = [(case.batch, value(row)) for case in ordered if (row := case.row(name)) is not None]
+        points = [(batch, y) for batch, y in found if y is not None]
+        values += [y for _, y in points]
         colour, symbol = STYLE[name]
         figure.add_scatter(
             x=[batch for batch, _ in points],
@@ -99,13 +106,24 @@ def _against_batch(cases: Sequence[CaseReport], title: str, value: Any) -> go.Fi
             mode="lines+markers",
             line={"color": colour, "width": 3 if name == OURS_NAME else 1.5},
             marker={"symbol": symbol, "size": 9},
-            hovertemplate=f"{name}, batch %{{x}}: %{{y:.4s}}<extra></extra>",
+            text=[text(y) for _, y in points],
+            hovertemplate=f"{name}, batch %{{x}}: %{{text}}<extra></extra>",
         )
     _lay_out(figure, "batch", title)
     batches = sorted({case.batch for case in cases})
     figure.update_xaxes(type="log", tickvals=batches, ticktext=[str(batch) for batch in batches])
-    figure.update_yaxes(type="log", dtick="D2")
+    ticks = log_ticks([*(y for trace in figure.data for y in trace.y)])
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[rate(tick) for tick in ticks])
     return figure
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers around ``values`` for a logarithmic axis: 1, 2, 5, 10, .. or powers of ten over a long range."""
+    if not values:
+        return []
+    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    return [step * 10.0**power for power in range(first, last + 1) for step in steps]
 
 
 def _backends(cases: Sequence[CaseReport]) -> Iterator[str]:

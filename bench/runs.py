@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -89,7 +88,7 @@ class Tell:
 @contextmanager
 def _progress(console: Console, total: int) -> Iterator[Tell]:
     """The progress bar, where there is a terminal for it."""
-    if not sys.stdout.isatty():
+    if not console.is_terminal:
         yield Tell(console, total, None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -94,7 +94,7 @@ class Session:
             for name, one in backends.items()
             if self._refusals[name] is None
         }
-        self._ceilings = self._start(stack, Ceilings, setting.threads)
+        self._ceilings = self._start(stack, Ceilings, setting.threads) if setting.device == "cpu" else None
 
     def _start(self, stack: ExitStack, make: Callable[..., object], *arguments: object) -> Worker:
         worker = Worker(make, *arguments, threads=self.setting.threads)
@@ -196,13 +196,16 @@ class Session:
                 rows[name] = replace(rows[name], status="failed", reason=str(failure))
                 return None
 
+        worker = self._ceilings
+        ceilings = ceilings if worker else None  # they are the CPU's
         rates: list[dict[str, float]] = []
 
         def one_ceiling(turn: int) -> None:
             assert ceilings is not None
+            assert worker is not None
             try:
                 wanted = (ceilings.names, ceilings.seconds, weight_bytes)
-                rates.append(self._ceilings.ask("block", *wanted, limit_s=BLOCK_LIMIT_S))
+                rates.append(worker.ask("block", *wanted, limit_s=BLOCK_LIMIT_S))
             except WorkerFailed:
                 rates.append({})  # the report says that there are none
 

@@ -32,9 +32,8 @@ def table(report: CaseReport) -> Table:
 
 def title(report: CaseReport) -> str:
     """What was measured, and how far from float64 a backend may be."""
-    setting = report.setting
     return (
-        f"{report.case}: {setting.dtype}, {setting.device}, {setting.threads} threads, input "
+        f"{report.case}: {report.setting}, input "
         f"{list(report.input_shape)}; error allowed {report.tolerance:.1e} (eager's own {report.eager_error:.1e})"
     )
 

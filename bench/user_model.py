@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from bench.cases import Built, Case
 
 
-class ModelError(Exception):
-    """A model that cannot be had or cannot be benched; the message says what is needed."""
+class UsageError(Exception):
+    """A model, device or option that cannot be had; the message says what is needed."""
 
 
 def user_cases(target: str, input_shape: Sequence[int], batches: Sequence[int]) -> list[Case]:
     """The cases of the model that ``target``, "module:callable", makes when it is called without arguments.
 
     Raises:
-        ModelError: it cannot be imported, gives no module, or that module gives no single tensor.
+        UsageError: it cannot be imported, gives no module, or that module gives no single tensor.
     """
     build = partial(build_user, target, tuple(input_shape))
     check_output(target, build(1))
@@ -28,15 +28,15 @@ def user_cases(target: str, input_shape: Sequence[int], batches: Sequence[int]) 
 
 
 def check_output(target: str, built: Built) -> None:
-    """ModelError unless the model gives one floating tensor with the batch in front."""
+    """UsageError unless the model gives one floating tensor with the batch in front."""
     try:
         with torch.inference_mode():
             output = built.model(built.x)
     except Exception as error:
         shape = list(built.x.shape)
-        raise ModelError(f"{target} cannot be called on {shape}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{target} cannot be called on {shape}: {type(error).__name__}: {error}") from error
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() == 0:
-        raise ModelError(f"{target} must give one floating tensor with a batch axis; got {type(output).__name__}")
+        raise UsageError(f"{target} must give one floating tensor with a batch axis; got {type(output).__name__}")
 
 
 def build_user(target: str, input_shape: tuple[int, ...], batch: int) -> Built:
@@ -47,18 +47,18 @@ def build_user(target: str, input_shape: tuple[int, ...], batch: int) -> Built:
 
 @cache
 def load(target: str) -> nn.Module:
-    """What ``target`` makes, in eval mode; ModelError where it cannot."""
+    """What ``target`` makes, in eval mode; UsageError where it cannot."""
     module, colon, name = target.partition(":")
     if not (module and colon and name):
-        raise ModelError(f"a model must be deep, net, all or module:callable; got {target!r}")
+        raise UsageError(f"a model must be deep, net, all or module:callable; got {target!r}")
     try:
         make = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the user's module raises while it is imported
-        raise ModelError(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
     try:
         made = make()
     except Exception as error:
-        raise ModelError(f"{target}() raised {type(error).__name__}: {error}") from error
+        raise UsageError(f"{target}() raised {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
-        raise ModelError(f"{target}() must give a torch.nn.Module; got {type(made).__name__}")
+        raise UsageError(f"{target}() must give a torch.nn.Module; got {type(made).__name__}")
     return made.eval()

@@ -14,11 +14,26 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Setting:
-    """How every backend is asked to compute: a key of ``DTYPES``, threads of the CPU, "cpu" or "cuda"."""
+    """How every backend is asked to compute: a key of ``DTYPES``, threads of the CPU, "cpu" or "cuda".
+
+    On CUDA: whether the L2 cache is emptied before each call ("warm" or "cold"), whether the host launches each kernel
+    or one graph ("plain" or "graph"), and whether a call takes its input from the host's memory and brings its output
+    there.
+    """
 
     dtype: str = "fp32"
     threads: int = 1
     device: str = "cpu"
+    cache: str = "warm"
+    launch: str = "plain"
+    copies: bool = False
+
+    def __str__(self) -> str:
+        """The setting in the report."""
+        if self.device == "cpu":
+            return f"{self.dtype}, cpu, {self.threads} threads"
+        how = f"{self.cache} L2, {'one CUDA graph' if self.launch == 'graph' else 'plain launches'}"
+        return f"{self.dtype}, cuda, {how}, copies {'included' if self.copies else 'not included'}"
 
     @property
     def torch_dtype(self) -> torch.dtype:

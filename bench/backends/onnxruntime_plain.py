@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +23,10 @@ class OnnxruntimePlain(Backend):
     name = "onnxruntime"
 
     def refusal(self, setting: Setting) -> str | None:
-        """Its CPU provider has no bf16 kernels for matrix products."""
-        bf16 = setting.dtype == "bf16" and setting.device == "cpu"
-        return "onnxruntime has no bf16 matrix products on the CPU" if bf16 else None
+        """No bf16: its CPU provider has no such matrix products, and the plain export is fp32."""
+        if setting.launch == "graph":
+            return "onnxruntime's calls cannot be captured into PyTorch's CUDA graph"
+        return "onnxruntime runs the fp32 file only; its CPU has no bf16 products" if setting.dtype == "bf16" else None
 
     def export(self, model: nn.Module, x: Tensor, path: Path) -> None:
         """Writes the ONNX file."""
@@ -43,15 +45,43 @@ class OnnxruntimePlain(Backend):
             path = Path(folder) / "model.onnx"
             self.export(model, x, path)
             provider = PROVIDERS[setting.device]
-            self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
+            choice = (provider, cuda_options() if setting.device == "cuda" else {})
+            self._session = onnxruntime.InferenceSession(path, options, providers=[choice])
         if self._session.get_providers()[0] != provider:
             raise RuntimeError(f"{provider} cannot be had; onnxruntime offers {self._session.get_providers()}")
-        self._input = self._session.get_inputs()[0].name
+        self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
+        if setting.device == "cuda":
+            with torch.inference_mode():
+                self._like, self._batch = model(x), x.shape[0]  # for the output's shape
 
     def run(self, x: Tensor) -> Tensor:
-        """One session run."""
+        """One session run; on CUDA the tensors stay where they are."""
+        if x.is_cuda:
+            return self._bound(x)
         return torch.from_numpy(self._session.run(None, {self._input: x.numpy()})[0])
+
+    def _bound(self, x: Tensor) -> Tensor:
+        """A run between CUDA tensors (IOBinding), in PyTorch's stream."""
+        output = x.new_empty(self._output_shape(x))
+        binding = self._session.io_binding()
+        for bind, name, tensor in (
+            (binding.bind_input, self._input, x),
+            (binding.bind_output, self._output, output),
+        ):
+            bind(name, "cuda", tensor.device.index or 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
+        self._session.run_with_iobinding(binding)
+        return output
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        """The output's shape for ``x``: its first axis goes with the batch."""
+        first, *rest = self._like.shape
+        return (first * x.shape[0] // self._batch, *rest)
 
     def ran_on(self) -> str:
         """The providers."""
         return ", ".join(self._session.get_providers())
+
+
+def cuda_options() -> dict[str, str]:
+    """The CUDA provider's options: PyTorch's stream, so that events see its kernels, and no TF32."""
+    return {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream), "use_tf32": "0"}
