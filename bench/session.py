@@ -87,18 +87,18 @@ class Session:
     """The workers of one setting, one a backend, and one for the ceilings."""
 
     def __init__(self, backends: Mapping[str, type[Backend]], setting: Setting, stack: ExitStack) -> None:
-        self.setting, self.backends = setting, backends
+        self.setting, self.backends, self._stack = setting, backends, stack
         self._refusals = {name: one().refusal(setting) for name, one in backends.items()}
         self._workers = {
-            name: self._start(stack, Contestant, one, setting)
+            name: self._start(Contestant, one, setting)
             for name, one in backends.items()
             if self._refusals[name] is None
         }
-        self._ceilings = self._start(stack, Ceilings, setting.threads) if setting.device == "cpu" else None
+        self._ceilings: Worker | None = None  # started when ceilings are first asked for
 
-    def _start(self, stack: ExitStack, make: Callable[..., object], *arguments: object) -> Worker:
+    def _start(self, make: Callable[..., object], *arguments: object) -> Worker:
         worker = Worker(make, *arguments, threads=self.setting.threads)
-        stack.callback(worker.close)
+        self._stack.callback(worker.close)
         return worker
 
     def run(
@@ -196,6 +196,8 @@ class Session:
                 rows[name] = replace(rows[name], status="failed", reason=str(failure))
                 return None
 
+        if ceilings is not None and self.setting.device == "cpu" and self._ceilings is None:
+            self._ceilings = self._start(Ceilings, self.setting.threads)
         worker = self._ceilings
         ceilings = ceilings if worker else None  # they are the CPU's
         rates: list[dict[str, float]] = []

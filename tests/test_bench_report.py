@@ -1,0 +1,199 @@
+"""The report's figures in every form: JSON by its schema, the tables, what is noted beside a row."""
+
+import io
+import json
+import math
+import subprocess
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+from rich.console import Console
+
+from bench import machine as machines
+from bench import text
+from bench.markdown import markdown
+from bench.report import Report, ReportError
+from bench.roofline import floors
+from bench.sides import side_by_side
+from bench.table import COLUMNS, caption, modelled_table, note, table
+from tests.bench_samples import build_small, case_report, report
+
+SCHEMA = json.loads(files("bench").joinpath("report.schema.json").read_text())
+
+
+def full() -> Report:
+    """A report with modelled floors."""
+    modelled = tuple(asdict(one) for one in floors("small, batch 4", build_small(4), "H100", "fp32"))
+    return replace(report(), modelled=modelled)
+
+
+def refuse(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_json_follows_its_schema() -> None:
+    content = json.loads(full().to_json(), parse_constant=refuse)
+    jsonschema.validate(content, SCHEMA)
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert [case["batch"] for case in content["cases"]] == [1, 16, 128]
+    assert content["cases"][0]["rows"][1]["max_error"] is None  # NaN
+
+
+@pytest.mark.parametrize("spoil", ["machine", "cases", "complete"])
+def test_the_schema_misses_what_is_left_out(spoil: str) -> None:
+    content = json.loads(full().to_json())
+    del content[spoil]
+    with pytest.raises(jsonschema.ValidationError, match=f"'{spoil}' is a required property"):
+        jsonschema.validate(content, SCHEMA)
+
+
+def test_the_schema_knows_every_field() -> None:
+    content = json.loads(full().to_json())
+    content["cases"][0]["rows"][0]["timing"]["new"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, SCHEMA)
+
+
+def test_the_machine_fits_the_schema() -> None:
+    jsonschema.validate(json.loads(replace(report(), machine=machines.machine()).to_json()), SCHEMA)
+
+
+def test_reading_gives_back_what_was_written() -> None:
+    first = full().to_json()
+    assert Report.from_json(first).to_json() == first
+    assert Report.from_json(first).cases[1].setting == full().cases[1].setting
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nothing", "it is no report of python -m bench"),
+        ("[1]", "it is no report of python -m bench"),
+        ("{}", "it is no report of python -m bench"),
+        ('{"schema_version": 7}', "its schema version is 7; this bench reads version 1"),
+        ('{"schema_version": 1}', "it is no complete report: 'cases'"),
+    ],
+)
+def test_what_is_no_report_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(content)
+    with pytest.raises(ReportError) as raised:
+        Report.load(path)
+    assert str(raised.value) == f"{path}: {message}"
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="cannot be read: No such file"):
+        Report.load(tmp_path / "none.json")
+
+
+def test_tidy_table_has_one_flat_row_a_case_and_backend() -> None:
+    rows = report().rows()
+    assert len(rows) == 3 * 5
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    ours = rows[4]
+    assert (ours["model"], ours["batch"], ours["backend"], ours["threads"]) == ("DeepLearningModel", 1, "fastgraph", 2)
+    assert (ours["median_s"], ours["binding"], ours["share_of_ceiling"]) == (pytest.approx(2.125e-5), "memory", 0.7)
+    assert rows[1]["median_s"] is None
+    assert not any(isinstance(value, (dict, list, tuple)) for row in rows for value in row.values())
+
+
+def shown() -> list[str]:
+    """The lines of a case's table as the bench prints them."""
+    console = Console(width=240, markup=False, record=True, file=io.StringIO())
+    console.print(table(case_report()))
+    return console.export_text().splitlines()
+
+
+def row_of(backend: str) -> list[str]:
+    """The cells of a backend's row."""
+    (line,) = [line for line in shown() if f"│ {backend} " in line]
+    return [cell.strip() for cell in line.strip("│ ").split("│")]
+
+
+def test_table_lists_every_backend_with_speed_or_reason() -> None:
+    lines = shown()
+    assert lines[0].startswith(
+        "DeepLearningModel, batch 16: fp32, cpu, 2 threads, input [16, 784]; error allowed 3.0e-07"
+    )
+    assert row_of("fastgraph") == [
+        *("fastgraph", "20.0 µs", "0.2 µs", "24.0 µs", "-", "1,234", "800,000", "2.50", "70% memory", "9.0e-08"),
+        *("1.0e-08", "98.59%", "200.0 ms", "1.0 ms", "24 MB", "cpu, mlp (avx2)"),
+    ]
+    wrong = ["-"] * len(COLUMNS)
+    wrong[8], wrong[11], wrong[12] = "nan", "100.0 ms", "100.0 ms"
+    assert row_of("onnxruntime") == ["onnxruntime", *wrong, "CPU; wrong: its error is large"]
+    assert row_of("OpenVINO")[-1] == "failed: ImportError: [no] such <thing> | here"
+
+
+def test_doubtful_rows_are_noted() -> None:
+    noisy = case_report().rows[3]
+    assert note(noisy) == "cpu, inductor; not stable after warm-up; IQR is 30% of the median"
+
+
+def test_caption_tells_the_work_and_the_ceilings() -> None:
+    said = caption(case_report(1))
+    assert said.startswith("a call: 1.07 MFLOP, 2.14 MB at least; ceilings: fma 90 GFLOP/s, L2 80 GB/s")
+    assert said.endswith("memory 9 GB/s, launch 1.0 µs")
+
+
+def test_markdown_has_every_row_and_escapes_bars() -> None:
+    said = markdown(full())
+    assert said.count("| fastgraph | ") == 3
+    assert "such <thing> \\| here" in said
+    assert "## Model of H100 SXM: not measured" in said
+    assert "stopped" not in said
+    assert "**The run was stopped before its end.**" in markdown(replace(full(), complete=False))
+
+
+def test_cpu_and_cuda_stand_side_by_side() -> None:
+    both = [case_report(16, 2e-5), case_report(16, 1e-4, device="cuda")]
+    sides = side_by_side(both)
+    assert [(s.setting.split(", ")[1], s.backend) for s in sides] == [
+        ("cpu", "fastgraph"),
+        ("cuda", "fastgraph"),
+        ("cuda", "eager"),  # the fastest there
+    ]
+    assert side_by_side(both[:1]) == []
+    assert "## CPU and CUDA side by side" in markdown(report(*both))
+
+
+def test_modelled_floors_are_marked_as_such() -> None:
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(modelled_table(full().modelled))
+    assert "model of H100 SXM, not measured" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(None, "-"), (2.5e-6, "2.5 µs"), (0.0123, "12.3 ms"), (1.5, "1.50 s"), (0.0, "0.0 µs")]
+)
+def test_durations_are_in_the_unit_that_fits(seconds: float | None, said: str) -> None:
+    assert text.duration(seconds) == said
+
+
+def test_sizes_and_rates_are_in_the_unit_that_fits() -> None:
+    assert [text.size(n) for n in (None, 12, 999.4, 2_140_000, 3e9)] == ["-", "12 B", "999 B", "2.14 MB", "3 GB"]
+    assert [text.rate(n) for n in (7, 1500, 4.56e11, 2e12)] == ["7", "1.5 k", "456 G", "2 T"]
+    assert text.finite({"a": [1.0, math.nan], "b": (math.inf,)}) == {"a": [1.0, None], "b": [None]}
+
+
+def test_machine_lines_tell_what_the_figures_depend_on() -> None:
+    first, second, third = machines.machine_lines(report().machine)
+    assert first == "Some <CPU>, 2 cores, avx2 kernels"
+    assert second == "python 3.11.7, torch 2.14.1; commit abc1234"
+    assert third == "GPU: no CUDA device here, so there is no comparison of CPU and CUDA"
+    assert machines.machine_lines(report().machine | {"gpu": "H200"})[2] == "GPU: H200"
+
+
+def test_commit_is_that_of_the_checkout(tmp_path: Path) -> None:
+    assert machines._commit(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert commit.startswith(machines._commit(tmp_path) or "nothing")
+    (tmp_path / "site-packages").mkdir()
+    assert machines._commit(tmp_path / "site-packages") is None  # somebody else's checkout
