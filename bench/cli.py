@@ -25,6 +25,7 @@ from bench.runs import Run, measure
 from bench.sides import side_by_side, sides_table
 from bench.table import modelled_table
 from bench.user_model import UsageError, user_cases
+from fastgraph.data import digits, photograph
 
 WIDTH = 200  # of the tables where the output is no terminal
 BATCHES = {"deep": (1, 16, 128, 1024), "net": (1, 4)}
@@ -80,6 +81,8 @@ def chosen_cases(given: argparse.Namespace) -> list[Case]:
         if given.input_shape is not None:
             raise UsageError("--input-shape is for a model of your own; deep and net have theirs")
         names = list(builders) if given.model == "all" else [given.model]
+        digits()  # what is missing is said before anything is measured
+        photograph()
         return [case for name in names for case in builders[name](given.batches or batches[name])]
     if given.input_shape is None:
         raise UsageError(f"--model {given.model} needs --input-shape, the batch first")
