@@ -1,4 +1,4 @@
-# make bench   installs everything and runs the main job; leaves out/report.json
+# make bench   installs everything and runs the main job; leaves out/report.html, .json, .md
 # make export  installs everything and writes a deployment folder, out/export: ONNX files, clients, pictures
 # make perf    our kernels against the best peer and the machine's ceiling, with targets; leaves out/perf.json
 # make test    installs everything, then ruff, mypy and all tests
@@ -34,7 +34,7 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the rest: a few minutes the first time"
 	$(PIP) install -c constraints.txt scikit-build-core nanobind cmake ninja
-	$(PIP) install -c constraints.txt --no-build-isolation -C wheel.cmake=false -e '.[test]'
+	$(PIP) install -c constraints.txt --no-build-isolation -C wheel.cmake=false -e '.[test,bench]'
 	touch $@
 
 # The peers that only measuring needs.
