@@ -56,7 +56,9 @@ def load(target: str) -> nn.Module:
     except Exception as error:  # whatever the user's module raises while it is imported
         raise UsageError(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
     try:
-        made = make()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # every process makes its own: with weights drawn at random they must be the same
+            made = make()
     except Exception as error:
         raise UsageError(f"{target}() raised {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):

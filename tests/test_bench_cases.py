@@ -9,7 +9,7 @@ from torch import nn
 
 from bench import cases, targets
 from bench.cases import informative_net, variants
-from bench.user_model import UsageError, user_cases
+from bench.user_model import UsageError, load, user_cases
 from fastgraph.data import digits, photograph
 
 
@@ -121,6 +121,18 @@ def test_a_model_of_ones_own() -> None:
     assert built.x.shape == (3, 6)
     assert not built.model.training
     assert torch.equal(built.x, second.build().x)
+
+
+def test_every_process_makes_the_same_model() -> None:
+    """A model with random weights is made by each worker for itself."""
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        load.cache_clear()
+        models.append(load(f"{__name__}:good"))
+    first, second = models
+    assert first is not second
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
