@@ -16,6 +16,7 @@ WHERE = {
     "compile-max": "cpu, inductor, frozen",
     "aotinductor": "cpu, inductor ahead of time",
     "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-ours": "CPUExecutionProvider",
     "openvino": "CPU, f32, 1 threads",
     "fastgraph": "cpu, mlp (",
     "fastgraph-inductor": "cpu, mlp (",
@@ -41,7 +42,7 @@ def fresh_compiler() -> object:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "onnxruntime-ours"])
+@pytest.mark.parametrize("name", list(BACKENDS))
 def test_backend_is_right_and_says_where_it_ran(name: str, built: Built) -> None:
     if name == "openvino" and importlib.util.find_spec("openvino") is None:
         pytest.skip("openvino is not installed")

@@ -19,4 +19,4 @@ class OnnxruntimeOurs(OnnxruntimePlain):
         """Writes the ONNX file of the optimized module."""
         from export import to_onnx
 
-        to_onnx(fastgraph.optimize(model, (x,), verify=False).eval(), (x,), path)
+        to_onnx(fastgraph.optimize(model, (x,), verify=False).eval(), (x,), path, verify=False)

@@ -50,7 +50,7 @@ class OpenVino(Backend):
         if self._exported[0] is not model:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "model.onnx"
-                to_onnx(model, (x,), path)
+                to_onnx(model, (x,), path, verify=False)
                 self._exported = (model, path.read_bytes())
         return self._exported[1]
 

@@ -29,7 +29,7 @@ class Ceiling {
 
   // Operations or bytes a second, all threads together, over about so many seconds, with the loops of isa().
   double fma_f32(double seconds);
-  double dot_bf16(double seconds);  // 0 where this machine has no such instruction
+  double dot_bf16(double seconds);  // 0 where isa() has no such instruction
   // Each thread reads its own `bytes` again and again: the size decides which cache they come from.
   double read(int64_t bytes, double seconds);
 

@@ -1,5 +1,4 @@
-// The bf16 dot product of AVX-512, compiled with that extension's flags (CMakeLists.txt). Not in the ISA files: a machine
-// may have AVX-512 without it.
+// The bf16 dot product of the instruction set "avx512_bf16", compiled with its flags (CMakeLists.txt).
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -10,10 +9,6 @@ constexpr int kDotChains = 16;
 // Multiplications and additions of one iteration: each instruction adds 2 products to each of 16 lanes.
 extern const int64_t ceiling_dot_flops;
 const int64_t ceiling_dot_flops = kDotChains * 16 * 4;
-
-bool ceiling_dot_bf16_supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16");
-}
 
 float ceiling_dot_bf16(int64_t iterations, const float* seed) {
   __m512 sum[kDotChains];
