@@ -38,7 +38,7 @@ def both() -> tuple[CaseReport, CaseReport]:
         first = running.run(samples.small_case(), samples.FAST)
         plan = Plan(rounds=6, block_s=0.001, warm_up_s=0.01, case_s=5)
         blocks = CeilingBlocks(CEILINGS, seconds=0.002) if native.kernels() else None
-        return first, running.run(samples.small_case(2), plan, blocks, contender_ratio=2.0)
+        return first, running.run(samples.small_case(2), plan, blocks, contender_ratio=50.0)  # 20 ms against some 30 us
 
 
 @pytest.fixture
