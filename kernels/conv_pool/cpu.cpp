@@ -22,8 +22,9 @@ constexpr int64_t kStripRows = 8;
 constexpr int64_t kWindowFloats = 64 * 1024;
 constexpr int64_t kMaximaFloats = 128 * 1024;
 
-// Weights of the channels that one column of the image meets before the next: half of L1.
-constexpr int64_t kGroupWeights = 4 * 1024;
+// Weights of the channels that one column of the image meets before the next: they stay in L2, those of one tile in L1.
+constexpr int64_t kGroupWeights = 32 * 1024;
+constexpr int64_t kMinGroup = 24;  // several whole tiles of channels on any ISA
 
 // Longest sum in the transformed domain: rounding errors of longer ones would show (see winograd.h).
 constexpr int64_t kMaxWinogradTaps = 128;
@@ -127,7 +128,7 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   while (rows > 1 && window_floats(rows) > kWindowFloats) rows = (rows + 1) / 2;
   const int64_t strips = ceil_div(batch * ceil_div(s.out_height, rows), threads) * threads;
   s.strip_rows = std::max<int64_t>(1, std::min(rows, ceil_div(s.out_height, std::max<int64_t>(1, strips / std::max<int64_t>(1, batch)))));
-  const int64_t group = std::max<int64_t>(8, std::min(kMaximaFloats / (s.strip_rows * s.maxima_width), kGroupWeights / s.taps));
+  const int64_t group = std::max(kMinGroup, std::min(kMaximaFloats / (s.strip_rows * s.maxima_width), kGroupWeights / s.taps));
   s.group_channels = ceil_div(g.out_channels, ceil_div(g.out_channels, group));
   s.window_floats = window_floats(s.strip_rows) + kLanes;
   s.scratch_floats = s.strip_rows * s.group_channels * s.maxima_width + s.window_floats + s.window_rows;
