@@ -13,8 +13,8 @@ from bench.machine import machine_lines
 from bench.report import Report, settings
 from bench.session import CaseReport, Row
 from bench.sides import SIDES, side_by_side
-from bench.table import COLUMNS, cells, note
-from bench.text import duration, rate, size
+from bench.table import COLUMNS, MODELLED, cells, modelled_cells, note
+from bench.text import duration, rate
 
 TITLE = "fastgraph bench"
 HOW = (
@@ -145,23 +145,12 @@ def _row(case: CaseReport, row: Row) -> str:
 
 def _modelled(floors: Sequence[dict[str, Any]]) -> str:
     """The modelled floors, with what they are in front."""
-    lines = [
-        (
-            f["case"],
-            f["variant"],
-            f["dtype"],
-            str(f["kernels"]),
-            rate(f["flops"]),
-            size(f["bytes"]),
-            duration(f["floor_s"]),
-        )
-        for f in floors
-    ]
+    lines = [modelled_cells(f) for f in floors]
     return (
         f"<h2>Model of {escape(floors[0]['gpu'])}: not measured</h2>"
         '<p class="soft">Floors by a roofline model from the published peaks: operations and bytes alone, no launches. '
         "Real times are longer.</p>"
-    ) + _plain_table(("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor"), lines)
+    ) + _plain_table(MODELLED, lines)
 
 
 def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

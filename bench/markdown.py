@@ -8,8 +8,8 @@ from typing import Any
 from bench.machine import machine_lines
 from bench.report import Report
 from bench.sides import SIDES, side_by_side
-from bench.table import caption, note, title
-from bench.text import duration, rate, size
+from bench.table import MODELLED, caption, modelled_cells, note, title
+from bench.text import duration
 
 HEAD = ("backend", "median", "IQR", "p90", "p99", "samples/s", "x eager", "of limit", "max error", "accuracy", "note")
 
@@ -51,19 +51,8 @@ def markdown(report: Report) -> str:
 
 def _modelled(floors: Sequence[dict[str, Any]]) -> str:
     """The modelled floors."""
-    rows = [
-        (
-            f["case"],
-            f["variant"],
-            f["dtype"],
-            str(f["kernels"]),
-            rate(f["flops"]),
-            size(f["bytes"]),
-            duration(f["floor_s"]),
-        )
-        for f in floors
-    ]
-    return _table(("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor"), rows)
+    rows = [modelled_cells(f) for f in floors]
+    return _table(MODELLED, rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,6 +16,8 @@ COLUMNS = (
     *("median", "IQR", "p90", "p99", "calls", "samples/s", "x eager", "of limit", "max error", "mean error"),
     *("accuracy", "prepare", "first call", "memory"),
 )
+MODELLED = ("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor")
+
 # What fits a terminal of 120 columns; the files have all.
 SHOWN = ("median", "IQR", "p99", "samples/s", "x eager", "of limit", "max error", "first call")
 
@@ -55,12 +57,17 @@ def caption(report: CaseReport) -> str:
 def modelled_table(floors: Sequence[dict[str, Any]]) -> Table:
     """The floors of the roofline model."""
     made = Table(title=f"model of {floors[0]['gpu']}, not measured: bytes and operations alone", title_justify="left")
-    for name in ("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor"):
+    for name in MODELLED:
         made.add_column(name, justify="left" if name in ("case", "variant", "dtype") else "right")
     for f in floors:
-        figures = (str(f["kernels"]), rate(f["flops"]), size(f["bytes"]), duration(f["floor_s"]))
-        made.add_row(f["case"], f["variant"], f["dtype"], *figures)
+        made.add_row(*modelled_cells(f))
     return made
+
+
+def modelled_cells(floor: dict[str, Any]) -> tuple[str, ...]:
+    """A modelled floor's figures in the order of ``MODELLED``."""
+    figures = (str(floor["kernels"]), rate(floor["flops"]), size(floor["bytes"]), duration(floor["floor_s"]))
+    return (floor["case"], floor["variant"], floor["dtype"], *figures)
 
 
 def cells(row: Row) -> list[str]:
