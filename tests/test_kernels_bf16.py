@@ -68,8 +68,9 @@ def test_every_activation_against_float64(activation: str, generator: torch.Gene
 
 @needs_kernels
 @pytest.mark.usefixtures("isa")
-def test_nan_and_infinities_go_where_eager_sends_them(generator: torch.Generator) -> None:
-    weights, biases = layers(generator, [21, 19, 18])
+@pytest.mark.parametrize("hidden", [19, 20])
+def test_nan_and_infinities_go_where_eager_sends_them(generator: torch.Generator, hidden: int) -> None:
+    weights, biases = layers(generator, [21, hidden, 18])
     x = random(generator, (40, 21)).bfloat16()
     for i, special in enumerate([float("nan"), float("inf"), float("-inf")] * 4):
         x[3 * i, i] = special

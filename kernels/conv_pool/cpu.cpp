@@ -21,6 +21,7 @@ constexpr int64_t kLanes = 16;
 constexpr int64_t kStripRows = 8;
 constexpr int64_t kWindowFloats = 64 * 1024;
 constexpr int64_t kMaximaFloats = 128 * 1024;
+constexpr int64_t kWinogradCell = 64;  // four transformed vectors
 
 // Weights of the channels that one column of the image meets before the next: they stay in L2, those of one tile in L1.
 constexpr int64_t kGroupWeights = 32 * 1024;
@@ -93,6 +94,7 @@ ConvPool::ConvPool(const ConvPoolGeometry& geometry, const float* weight, const 
     largest = std::max(largest, sum);
   }
   bound_ = float(bound);
+  if (!(bound_ > 0)) winograd_.clear();
   weight_sum_ = float(largest);
 }
 
@@ -111,27 +113,33 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   s.phase_width = round_up(round_up(s.conv_width) + (g.kernel_w - 1) * g.dilation_w / g.stride_w);
   s.open_rows = ceil_div(g.pool_kernel_h, g.pool_stride_h);
   s.beyond = (s.out_width - 1) * g.pool_stride_w - g.pool_padding_w + g.pool_kernel_w > s.conv_width;
-  // A row of maxima, whole or in two halves, with what vectors and windows touch beyond its ends: an odd number of
-  // cache lines, or the same columns of all rows would meet in a few sets of L1.
+  // A row of maxima with what vectors and windows touch beyond its ends: an odd number of cache lines, or the same columns
+  // of all rows would meet in a few sets of L1.
   const int64_t columns = ceil_div(s.conv_width, 2 * kLanes) * 2 * kLanes;
   const int64_t reads = std::min<int64_t>(g.pool_stride_w, 2) * round_up(s.out_width) + g.pool_kernel_w;
   const int64_t floats = kMaximaMargin + round_up(std::max({columns, s.conv_width + g.pool_kernel_w, reads}));
-  s.maxima_odd = round_up(ceil_div(floats, 2)) + 2 * kMaximaMargin;
-  s.maxima_width = ceil_div(2 * s.maxima_odd, 2 * kLanes) * 2 * kLanes + kLanes;
+  s.maxima_width = ceil_div(floats, 2 * kLanes) * 2 * kLanes + kLanes;
 
-  // Strips: as equal as possible, and a multiple of the threads in number.
-  const auto window_floats = [&](int64_t rows) {
-    s.window_rows = ((rows - 1) * g.pool_stride_h + g.pool_kernel_h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
-    return g.in_channels * s.window_rows * std::max(g.stride_w * s.phase_width, winograd_.empty() ? 0 : 2 * columns);
+  const bool winograd = !winograd_.empty(), in_registers = winograd && pools_pairs(g);
+  const auto image_rows = [&](int64_t rows) {
+    return ((rows - 1) * g.pool_stride_h + g.pool_kernel_h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
   };
+  const auto padded_floats = [&](int64_t rows) { return g.in_channels * image_rows(rows) * g.stride_w * s.phase_width; };
+  const auto window_floats = [&](int64_t rows) {
+    return winograd ? g.in_channels * image_rows(rows) * kWinogradCell : padded_floats(rows);
+  };
+  // Strips: as equal as possible, and a multiple of the threads in number.
   int64_t rows = std::min(kStripRows, s.out_height);
   while (rows > 1 && window_floats(rows) > kWindowFloats) rows = (rows + 1) / 2;
   const int64_t strips = ceil_div(batch * ceil_div(s.out_height, rows), threads) * threads;
   s.strip_rows = std::max<int64_t>(1, std::min(rows, ceil_div(s.out_height, std::max<int64_t>(1, strips / std::max<int64_t>(1, batch)))));
-  const int64_t group = std::max(kMinGroup, std::min(kMaximaFloats / (s.strip_rows * s.maxima_width), kGroupWeights / s.taps));
+  // Where Winograd computes, a padded window and, if the pool is done in registers, maxima are for single rows (kReach).
+  s.window_rows = image_rows(winograd ? 1 : s.strip_rows);
+  s.maxima_rows = in_registers ? 1 : s.strip_rows;
+  const int64_t group = std::max(kMinGroup, std::min(kMaximaFloats / (s.maxima_rows * s.maxima_width), kGroupWeights / s.taps));
   s.group_channels = ceil_div(g.out_channels, ceil_div(g.out_channels, group));
-  s.window_floats = window_floats(s.strip_rows) + kLanes;
-  s.scratch_floats = s.strip_rows * s.group_channels * s.maxima_width + s.window_floats + s.window_rows;
+  s.window_floats = round_up(std::max(window_floats(s.strip_rows), padded_floats(winograd ? 1 : s.strip_rows)) + kLanes);
+  s.scratch_floats = s.maxima_rows * s.group_channels * s.maxima_width + s.window_floats + kLanes * image_rows(s.strip_rows);
   return s;
 }
 

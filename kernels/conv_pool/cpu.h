@@ -31,11 +31,11 @@ struct ConvPoolShape {
   int64_t strip_rows;               // pooled rows that one chunk computes
   int64_t window_rows;              // image rows behind them, padding included
   int64_t open_rows;                // pooled rows that one convolution row can belong to
-  int64_t group_channels;           // output channels whose vertical maxima are held at once
+  int64_t group_channels;           // output channels that one column of the image meets before the next
+  int64_t maxima_rows;              // rows of vertical maxima that are held at once
   int64_t maxima_width;             // floats in one row of vertical maxima, margins included
-  int64_t maxima_odd;               // from its even columns to its odd ones, where those are kept apart
   bool beyond;                      // windows reach beyond the convolution's last column
-  int64_t window_floats;            // for the image rows behind a strip, padded or transformed
+  int64_t window_floats;            // for the image rows behind a strip, padded, or transformed column by column
   int64_t scratch_floats;           // for one strip
 };
 
@@ -44,6 +44,9 @@ constexpr int64_t kMaximaMargin = 16;
 
 // Largest open_rows, pool_padding_w at most kMaximaMargin: op.py refuses what exceeds them.
 constexpr int64_t kMaxOpenRows = 16;
+
+// Whether windows are two or three columns wide and advance by two: they are pooled in registers, from columns in pairs.
+inline bool pools_pairs(const ConvPoolGeometry& g) { return g.pool_stride_w == 2 && (g.pool_kernel_w == 2 || g.pool_kernel_w == 3); }
 
 // What the strips of one call share.
 struct ConvPoolCall {

@@ -47,6 +47,8 @@ class DirectColumn {
   DirectColumn(const ConvPoolCall& call, const float* window, const int64_t* offsets, int64_t row_floats)
       : call_(call), window_(window), offsets_(offsets), row_floats_(row_floats) {}
 
+  FASTGRAPH_INLINE_MEMBER void prepare(int64_t) {}
+
   static constexpr bool kFinite = finite, kPairs = false;
   static constexpr int kRows = kTileRows;
   static constexpr int vectors(int rows) { return kTileVectors[rows]; }
@@ -129,40 +131,9 @@ void pool_row(const float* row, int64_t kernel, int64_t stride, int64_t width, f
   pool_row_of(row, kernel, stride, width, out);
 }
 
-// ReLU of the maximum over each window with stride 2, of a row whose even and odd columns lie apart; a kernel of 0 is any.
-template <int known_kernel>
-FASTGRAPH_INLINE void pool_row_apart_of(const float* even, int64_t odd, int64_t any_kernel, int64_t any_padding, int64_t width, float* out) {
-  const int64_t kernel = known_kernel ? known_kernel : any_kernel, padding = known_kernel ? 0 : any_padding;
-  for (int64_t first = 0; first < width; first += kLanes) {
-    const int64_t j = width < kLanes ? 0 : smaller(first, width - kLanes);  // the last vector overlaps the one before
-    F16 best = broadcast(0.0f);
-#pragma GCC unroll 3
-    for (int64_t t = 0; t < kernel; t++) best = bits_max(best, load(even + ((t - padding) & 1) * odd + j + ((t - padding) >> 1)));
-    if (width >= kLanes) {
-      store(out + j, best);
-    } else {
-      float lane[kLanes];
-      store(lane, best);
-      memcpy(out, lane, size_t(width) * sizeof(float));
-    }
-  }
-}
-
-void pool_row_apart(const float* even, int64_t odd, const ConvPoolGeometry& g, int64_t width, float* out) {
-  if (g.pool_kernel_w == 3 && g.pool_padding_w == 0) return pool_row_apart_of<3>(even, odd, 3, 0, width, out);
-  if (g.pool_kernel_w == 2 && g.pool_padding_w == 0) return pool_row_apart_of<2>(even, odd, 2, 0, width, out);
-  pool_row_apart_of<0>(even, odd, g.pool_kernel_w, g.pool_padding_w, width, out);
-}
-
 // What the last vector computed beyond the convolution's row is not part of any window.
-FASTGRAPH_INLINE void clear_beyond(const ConvPoolShape& s, float* row, int64_t odd) {
-  const int64_t end = s.maxima_width - kMaximaMargin, even_columns = (s.conv_width + 1) / 2, odd_columns = s.conv_width / 2;
-  if (odd == 0) {
-    memset(row + s.conv_width, 0, size_t(end - s.conv_width) * sizeof(float));
-  } else {
-    memset(row + even_columns, 0, size_t(odd - even_columns) * sizeof(float));
-    memset(row + odd + odd_columns, 0, size_t(end - odd - odd_columns) * sizeof(float));
-  }
+FASTGRAPH_INLINE void clear_beyond(const ConvPoolShape& s, float* row) {
+  memset(row + s.conv_width, 0, size_t(s.maxima_width - kMaximaMargin - s.conv_width) * sizeof(float));
 }
 
 // The convolution rows behind pooled rows [first, last]: of row p those in [top(p), top(p) + kernel) that exist.
@@ -174,39 +145,6 @@ struct PoolRows {
   FASTGRAPH_INLINE_MEMBER int64_t next(int64_t slot) const { return slot + 1 == open_rows ? 0 : slot + 1; }
 };
 
-// Vertical maxima of some channels of a strip, row by row. Even and odd columns lie apart where the pool's stride is 2.
-struct Maxima {
-  float* rows;            // pooled row p, channel i: rows + p * pitch + i * width
-  int64_t pitch, width;
-  int64_t odd;            // from the even columns of a row to its odd ones; 0 where they are not apart
-};
-
-// R x V vectors to columns [column, column + 16 V) of R rows of maxima.
-template <bool pairs, int R, int V>
-FASTGRAPH_INLINE void store_maxima(const F16 (&value)[R][V], const Maxima& maxima, float* row, int64_t column) {
-  if constexpr (pairs) {
-    if (maxima.odd) {
-#pragma GCC unroll 8
-      for (int i = 0; i < R; i++) {
-        store(row + i * maxima.width + column / 2, value[i][0]);
-        store(row + i * maxima.width + maxima.odd + column / 2, value[i][1]);
-      }
-    } else {
-#pragma GCC unroll 8
-      for (int i = 0; i < R; i++) {
-        F16 low, high;
-        interleave(value[i][0], value[i][1], &low, &high);
-        store(row + i * maxima.width + column, low);
-        store(row + i * maxima.width + column + kLanes, high);
-      }
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int i = 0; i < R; i++)
-      for (int v = 0; v < V; v++) store(row + i * maxima.width + column + v * kLanes, value[i][v]);
-  }
-}
-
 template <int R, int V, class Body>
 FASTGRAPH_INLINE void each(const Body& body) {
 #pragma GCC unroll 8
@@ -215,6 +153,95 @@ FASTGRAPH_INLINE void each(const Body& body) {
     for (int v = 0; v < V; v++) body(i, v);
 }
 
+// Where rows of the convolution go, R channels of V vectors at a time. Maxima keep all columns: vertical maxima go to
+// memory, to be pooled along the rows later.
+struct Maxima {
+  float* rows;  // pooled row p, channel i: rows + p * pitch + i * width
+  int64_t pitch, width;
+
+  template <int V>
+  static constexpr int kept = V;
+
+  template <bool pairs, int R, int V>
+  FASTGRAPH_INLINE_MEMBER void reduce(const F16 (&total)[R][V], F16 (&value)[R][V]) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+      if constexpr (pairs) {
+        interleave(total[i][0], total[i][1], &value[i][0], &value[i][1]);
+      } else {
+#pragma GCC unroll 12
+        for (int v = 0; v < V; v++) value[i][v] = total[i][v];
+      }
+    }
+  }
+
+  template <int R, int V>
+  FASTGRAPH_INLINE_MEMBER void take(const F16 (&value)[R][V], int64_t p, int64_t channel, int64_t column) const {
+    float* row = rows + p * pitch + channel * width + column;
+    each<R, V>([&](int i, int v) { store(row + i * width + v * kLanes, value[i][v]); });
+  }
+};
+
+// Pooled along the row in registers, from columns in pairs (pools_pairs), to the output. The first window begins where the
+// columns do. Of windows of three, the last is not whole: columns overlap by two.
+template <int kernel>
+struct PooledPairs {
+  static constexpr int64_t kWindows = kernel == 3 ? kLanes - 1 : kLanes;
+
+  PooledPairs(const ConvPoolShape& s, float* out, int64_t out_channel, int64_t first_window)
+      : out_(out + first_window), out_channel_(out_channel), out_width_(s.out_width), count_(s.out_width - first_window),
+        begin_(2 * first_window - s.g.pool_padding_w), inside_(begin_ >= 0 && begin_ + 2 * kLanes <= s.conv_width) {
+    for (int i = 0; i < 2 * kLanes; i++) exists_[i % 2][i / 2] = begin_ + i >= 0 && begin_ + i < s.conv_width ? 1.0f : 0.0f;
+  }
+
+  FASTGRAPH_INLINE_MEMBER int64_t begin() const { return begin_; }
+
+  template <int V>
+  static constexpr int kept = 1;
+
+  template <bool pairs, int R>
+  FASTGRAPH_INLINE_MEMBER void reduce(const F16 (&total)[R][2], F16 (&value)[R][1]) const {
+    static_assert(pairs && (kernel == 2 || kernel == 3), "two or three columns, even and odd ones apart");
+    if (inside_) {
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) value[i][0] = pooled(total[i][0], total[i][1]);
+    } else {  // columns that do not exist are padding: zeros, which ReLU makes the smallest
+      const F16 zero = broadcast(0.0f);
+      const Mask even = less(zero, load(exists_[0])), odd = less(zero, load(exists_[1]));
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) value[i][0] = pooled(select(even, total[i][0], zero), select(odd, total[i][1], zero));
+    }
+  }
+
+  template <int R>
+  FASTGRAPH_INLINE_MEMBER void take(F16 (&value)[R][1], int64_t p, int64_t channel, int64_t) const {
+    float* row = out_ + channel * out_channel_ + p * out_width_;
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) value[i][0] = bits_max(value[i][0], broadcast(0.0f));  // ReLU of a finite number, -0 included
+    if (count_ > kWindows) {  // the windows that follow overwrite the last lane
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) store(row + i * out_channel_, value[i][0]);
+    } else {
+      for (int i = 0; i < R; i++) {
+        float lane[kLanes];
+        store(lane, value[i][0]);
+        memcpy(row + i * out_channel_, lane, size_t(count_) * sizeof(float));
+      }
+    }
+  }
+
+ private:
+  static FASTGRAPH_INLINE_MEMBER F16 pooled(F16 even, F16 odd) {
+    const F16 best = max(even, odd);
+    return kernel == 3 ? max(best, next_lanes(even)) : best;
+  }
+
+  float* out_;
+  int64_t out_channel_, out_width_, count_, begin_;
+  bool inside_;               // all 32 columns exist
+  float exists_[2][kLanes];   // 1 for even and odd columns that do
+};
+
 template <bool finite>
 FASTGRAPH_INLINE F16 larger(F16 a, F16 b) { return finite ? max(a, b) : bits_max(a, b); }
 
@@ -222,28 +249,30 @@ FASTGRAPH_INLINE F16 larger(F16 a, F16 b) { return finite ? max(a, b) : bits_max
 // Where all sums are finite, ReLU can wait until the pool is done (pool_row). Elsewhere it comes first: after it and with
 // the sign bit cleared (it may stand on a zero or a NaN), the order of the bit patterns is the order of the numbers and
 // NaN is the largest, so that one integer maximum is torch's max, NaN included.
-template <int R, int V, class Column>
-FASTGRAPH_INLINE void conv_column(const Column& source, const PoolRows& rows, int64_t channel, int64_t column, const Maxima& maxima, float* to) {
+template <int R, int V, class Column, class Sink>
+FASTGRAPH_INLINE void conv_column(const Column& source, const PoolRows& rows, int64_t channel, int64_t column, const Sink& sink, int64_t sink_channel) {
   const auto tile = source.template tile<R, V>(channel, column);
-  F16 best[kMaxOpenRows][R][V];
+  constexpr int W = Sink::template kept<V>;
+  F16 best[kMaxOpenRows][R][W];
   const int64_t start = rows.top(rows.first), end = rows.end(rows.top(rows.last));
   int64_t open = rows.first, top = start, slot = 0;  // the first pooled row that is not finished, and its place in `best`
   for (int64_t r = rows.begin(start); r < end; r++) {
     if (top > r) continue;  // a row between two windows
-    F16 total[R][V];
+    F16 total[R][V], row[R][W];
     tile.compute(r - start, total);
-    if constexpr (!Column::kFinite) each<R, V>([&](int i, int v) { total[i][v] = absolute(relu(total[i][v])); });
+    sink.template reduce<Column::kPairs>(total, row);
+    if constexpr (!Column::kFinite) each<R, W>([&](int i, int v) { row[i][v] = absolute(relu(row[i][v])); });
     int64_t p = open, p_top = top, at = slot;
     for (; p <= rows.last && p_top <= r; p++, p_top += rows.stride, at = rows.next(at)) {
       const bool fresh = r == rows.begin(p_top), done = r + 1 == rows.end(p_top);
       if (fresh && !done) {
-        each<R, V>([&](int i, int v) { best[at][i][v] = total[i][v]; });
+        each<R, W>([&](int i, int v) { best[at][i][v] = row[i][v]; });
       } else if (!done) {
-        each<R, V>([&](int i, int v) { best[at][i][v] = larger<Column::kFinite>(total[i][v], best[at][i][v]); });
+        each<R, W>([&](int i, int v) { best[at][i][v] = larger<Column::kFinite>(row[i][v], best[at][i][v]); });
       } else {
-        F16 value[R][V];
-        each<R, V>([&](int i, int v) { value[i][v] = fresh ? total[i][v] : larger<Column::kFinite>(total[i][v], best[at][i][v]); });
-        store_maxima<Column::kPairs>(value, maxima, to + (p - rows.first) * maxima.pitch, column);
+        F16 value[R][W];
+        each<R, W>([&](int i, int v) { value[i][v] = fresh ? row[i][v] : larger<Column::kFinite>(row[i][v], best[at][i][v]); });
+        sink.take(value, p - rows.first, sink_channel, column);
       }
     }
     for (; open <= rows.last && r + 1 >= rows.end(top); open++, top += rows.stride) slot = rows.next(slot);
@@ -252,12 +281,11 @@ FASTGRAPH_INLINE void conv_column(const Column& source, const PoolRows& rows, in
 
 // All of a strip, by whatever computes its columns.
 template <class Column>
-FASTGRAPH_INLINE void strip_of(const ConvPoolCall& call, const Column& source, const PoolRows& rows, float* out, int64_t out_channel, float* scratch) {
+FASTGRAPH_INLINE void strip_of(const ConvPoolCall& call, Column& source, const PoolRows& rows, float* out, int64_t out_channel, float* scratch) {
   const ConvPoolShape& s = call.shape;
   const int64_t columns = (s.conv_width + Column::kColumns - 1) / Column::kColumns;
   const int64_t count = rows.last - rows.first + 1;
-  const bool apart = Column::kPairs && s.g.pool_stride_w == 2;
-  const Maxima maxima{scratch + kMaximaMargin, s.group_channels * s.maxima_width, s.maxima_width, apart ? s.maxima_odd : 0};
+  const Maxima maxima{scratch + kMaximaMargin, s.group_channels * s.maxima_width, s.maxima_width};
   // Zeros around the columns, where windows reach beyond them; for 16 k of maxima that is less than a percent.
   if (s.g.pool_padding_w > 0 || s.beyond) memset(scratch, 0, size_t(count * maxima.pitch) * sizeof(float));
   for (int64_t group = 0; group < s.g.out_channels; group += s.group_channels) {
@@ -268,19 +296,37 @@ FASTGRAPH_INLINE void strip_of(const ConvPoolCall& call, const Column& source, c
       constexpr int most = Column::vectors(L) * kLanes / int(Column::kColumns);
       for_vectors<most>(0, columns, [&](auto step, int64_t first) {
         constexpr int V = decltype(step)::value * int(Column::kColumns) / kLanes;
+        const int64_t column = first * Column::kColumns;
+        source.prepare(column);
         for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t channel) {
-          conv_column<decltype(tile_rows)::value, V>(source, rows, group + channel, first * Column::kColumns, maxima, maxima.rows + channel * maxima.width);
+          conv_column<decltype(tile_rows)::value, V>(source, rows, group + channel, column, maxima, channel);
         });
       });
     });
     for (int64_t p = 0; p < count; p++)
       for (int64_t i = 0; i < channels; i++) {
         float* row = maxima.rows + p * maxima.pitch + i * maxima.width;
-        float* to = out + (group + i) * out_channel + p * s.out_width;
-        if (s.beyond) clear_beyond(s, row, maxima.odd);
-        if (maxima.odd) pool_row_apart(row, maxima.odd, s.g, s.out_width, to);
-        else pool_row(row - s.g.pool_padding_w, s.g.pool_kernel_w, s.g.pool_stride_w, s.out_width, to);
+        if (s.beyond) clear_beyond(s, row);
+        pool_row(row - s.g.pool_padding_w, s.g.pool_kernel_w, s.g.pool_stride_w, s.out_width, out + (group + i) * out_channel + p * s.out_width);
       }
+  }
+}
+
+// The same where pools_pairs().
+template <int kernel>
+void strip_of_pairs(const ConvPoolCall& call, WinogradColumn& source, const PoolRows& rows, float* out, int64_t out_channel) {
+  const ConvPoolShape& s = call.shape;
+  for (int64_t group = 0; group < s.g.out_channels; group += s.group_channels) {
+    const RowTiles tiles = cut_rows(smaller(s.group_channels, s.g.out_channels - group), WinogradColumn::kRows);
+    with_largest<WinogradColumn::kRows>(tiles, [&](auto largest) {
+      for (int64_t window = 0; window < s.out_width; window += PooledPairs<kernel>::kWindows) {
+        const PooledPairs<kernel> pooled(s, out, out_channel, window);
+        source.prepare(pooled.begin());
+        for_row_tiles<decltype(largest)::value>(tiles, [&](auto tile_rows, int64_t channel) {
+          conv_column<decltype(tile_rows)::value, 2>(source, rows, group + channel, 0, pooled, group + channel);
+        });
+      }
+    });
   }
 }
 
@@ -330,10 +376,10 @@ void direct_strip(const ConvPoolCall& call, const float* image, int64_t readable
   const int64_t* offsets = in_place ? call.image_offsets : call.window_offsets;
   const int64_t row_floats = g.stride_h * (in_place ? s.width : g.stride_w * s.phase_width);
   if (bounded(call, image, image_row, rows)) {
-    const DirectColumn<true> column(call, start, offsets, row_floats);
+    DirectColumn<true> column(call, start, offsets, row_floats);
     strip_of(call, column, pool, out, out_channel, maxima);
   } else {
-    const DirectColumn<false> column(call, start, offsets, row_floats);
+    DirectColumn<false> column(call, start, offsets, row_floats);
     strip_of(call, column, pool, out, out_channel, maxima);
   }
 }
@@ -342,11 +388,10 @@ void direct_strip(const ConvPoolCall& call, const float* image, int64_t readable
 // rows behind it, `out` its values, channels `out_channel` apart.
 bool is_in_reach(const ConvPoolCall& call, const float* largest, int64_t rows, const float* out, int64_t out_channel) {
   const ConvPoolShape& s = call.shape;
-  float pixel = 0;
-  for (int64_t r = 0; r < rows; r++) {
-    if (!(largest[r] <= call.bound)) return false;
-    pixel = largest[r] > pixel ? largest[r] : pixel;
-  }
+  F16 lanes = broadcast(0.0f);
+  for (int64_t r = 0; r < rows; r++) lanes = bits_max(lanes, load(largest + r * kLanes));
+  const float pixel = fold_bits_max(lanes);
+  if (!(pixel <= call.bound)) return false;
   F16 value = broadcast(0.0f);
   for (int64_t o = 0; o < s.g.out_channels; o++, out += out_channel) {
     float narrow[kLanes] = {};
@@ -363,17 +408,19 @@ void conv_pool_strip(const ConvPoolCall& call, const float* image, int64_t reada
   const ConvPoolShape& s = call.shape;
   const Strip strip = strip_at(s, first, count);
   float* maxima = scratch;
-  float* window = maxima + s.strip_rows * s.group_channels * s.maxima_width;
-  float* largest = window + s.window_floats;
-  if (!call.winograd || !(call.bound > 0)) return direct_strip(call, image, readable, strip, out, out_channel, maxima, window);
+  float* window = maxima + s.maxima_rows * s.group_channels * s.maxima_width;
+  if (!call.winograd) return direct_strip(call, image, readable, strip, out, out_channel, maxima, window);
 
-  const WinogradColumn column(call, image, strip.image_row, strip.rows, window, largest);
-  strip_of(call, column, strip.pool, out, out_channel, maxima);
+  float* largest = window + s.window_floats;
+  WinogradColumn column(call, image, strip.image_row, strip.rows, window, largest);
+  if (!pools_pairs(s.g)) strip_of(call, column, strip.pool, out, out_channel, maxima);
+  else if (s.g.pool_kernel_w == 2) strip_of_pairs<2>(call, column, strip.pool, out, out_channel);
+  else strip_of_pairs<3>(call, column, strip.pool, out, out_channel);
   // Row by row: how a row is computed must depend on its own pixels only, not on how strips were cut.
   for (int64_t p = 0; p < count; p++) {
     const Strip row = strip_at(s, first + p, 1);
     float* to = out + p * s.out_width;
-    if (!is_in_reach(call, largest + row.image_row - strip.image_row, row.rows, to, out_channel))
+    if (!is_in_reach(call, largest + (row.image_row - strip.image_row) * kLanes, row.rows, to, out_channel))
       direct_strip(call, image, readable, row, to, out_channel, maxima, window);
   }
 }

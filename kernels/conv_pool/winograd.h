@@ -36,38 +36,43 @@ constexpr int kPairRows = 2;
 // normal pixels and trained or random weights. Errors beside outliers were 0.2 eps times that product: 3 ulp at 16.
 constexpr float kReach = 16;
 
-// The image rows behind a strip, transformed: cells[column][row][channel][m1, m2, d0', d3'][16], a column being 32 pixels.
+// 32 columns of a strip at a time, in pairs of even and odd ones. The image rows behind them are transformed to
+// cells[row][channel][m1, m2, d0', d3'][16], which stay in L1 for all output channels.
 class WinogradColumn {
  public:
-  // `first_row` is the image row behind the strip's first convolution row. `largest` takes each row's largest transformed
-  // pixel, NaN being the largest of all.
+  // `first_row` is the image row behind the strip's first convolution row. `largest` takes, for each of `rows` rows, sixteen
+  // bounds of transformed pixels, the largest of which bounds all of the row's; NaN is the largest of all.
   WinogradColumn(const ConvPoolCall& call, const float* image, int64_t first_row, int64_t rows, float* cells, float* largest)
-      : call_(call), cells_(cells) {
-    const ConvPoolShape& s = call.shape;
-    const int64_t columns = (s.conv_width + kColumns - 1) / kColumns, cell_floats = 4 * kLanes;
-    column_floats_ = rows * s.g.in_channels * cell_floats;
-    for (int64_t r = 0; r < rows; r++) {
-      const int64_t y = first_row + r;
-      F16 row_largest = broadcast(0.0f);
-      for (int64_t c = 0; c < s.g.in_channels; c++) {
-        float* cell = cells + (r * s.g.in_channels + c) * cell_floats;
-        for (int64_t j = 0; j < columns; j++, cell += column_floats_) {
-          const int64_t x = j * kColumns - s.g.padding_w;
-          if (y < 0 || y >= s.height) {
-            memset(cell, 0, size_t(cell_floats) * sizeof(float));
-            continue;
-          }
-          const float* row = image + (c * s.height + y) * s.width;
-          if (x >= 0 && x + kColumns + 2 <= s.width) {
-            transform(row + x, cell, row_largest);
-          } else {
-            float padded[kColumns + 2] = {};
-            for (int64_t i = x < 0 ? -x : 0; i < kColumns + 2 && x + i < s.width; i++) padded[i] = row[x + i];
-            transform(padded, cell, row_largest);
-          }
+      : call_(call), image_(image), first_row_(first_row), rows_(rows), cells_(cells), largest_(largest) {
+    memset(largest, 0, size_t(rows * kLanes) * sizeof(float));
+  }
+
+  // Transforms the pixels behind convolution columns [column, column + 32), zeros where there are none.
+  void prepare(int64_t column) {
+    const ConvPoolShape& s = call_.shape;
+    const int64_t x = column - s.g.padding_w;
+    ahead_ = x + kPixels + kLanes;
+    for (int64_t r = 0; r < s.g.kernel_h - 1; r++) prefetch_row(r);
+    const bool inside = x >= 0 && x + kPixels <= s.width;
+    float* cell = cells_;
+    for (int64_t r = 0; r < rows_; r++) {
+      const int64_t y = first_row_ + r;
+      F16 largest = load(largest_ + r * kLanes);
+      for (int64_t c = 0; c < s.g.in_channels; c++, cell += kCell) {
+        if (y < 0 || y >= s.height) {
+          memset(cell, 0, kCell * sizeof(float));
+          continue;
+        }
+        const float* row = image_ + (c * s.height + y) * s.width;
+        if (inside) {
+          transform(row + x, cell, largest);
+        } else {
+          float padded[kPixels] = {};
+          for (int64_t i = x < 0 ? -x : 0; i < kPixels && x + i < s.width; i++) padded[i] = row[x + i];
+          transform(padded, cell, largest);
         }
       }
-      largest[r] = fold_bits_max(row_largest);
+      store(largest_ + r * kLanes, largest);
     }
   }
 
@@ -76,15 +81,17 @@ class WinogradColumn {
   static constexpr int vectors(int) { return 2; }
   static constexpr int64_t kColumns = 2 * kLanes;
 
-  // Channels [channel, channel + R), 32 columns from `column` on.
+  // Channels [channel, channel + R) of the columns that were prepared.
   template <int R, int V>
   struct Tile {
     const float *weight, *bias, *cells;
     int64_t taps, weight_stride, row_floats;
+    const WinogradColumn* column;
 
     // Convolution row r of the strip: even columns in total[i][0], odd ones in total[i][1].
     FASTGRAPH_INLINE_MEMBER void compute(int64_t r, F16 (&total)[R][2]) const {
       const float* cell = cells + r * row_floats;
+      column->prefetch_row(r + column->call_.shape.g.kernel_h - 1);
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++) {
         total[i][0] = broadcast(bias[i]);
@@ -103,7 +110,7 @@ class WinogradColumn {
    private:
     // total[i][h] += sum over k of w[k][i][h] * cell[k][h] for the two halves h.
     FASTGRAPH_INLINE_MEMBER void accumulate(const float* w, const float* cell, F16 (&total)[R][2]) const {
-      for (int64_t k = 0; k < taps; k++, w += weight_stride, cell += 4 * kLanes) {
+      for (int64_t k = 0; k < taps; k++, w += weight_stride, cell += kCell) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
           const F16 x = load(cell + half * kLanes);
@@ -115,27 +122,45 @@ class WinogradColumn {
   };
 
   template <int R, int V>
-  FASTGRAPH_INLINE_MEMBER Tile<R, V> tile(int64_t channel, int64_t column) const {
+  FASTGRAPH_INLINE_MEMBER Tile<R, V> tile(int64_t channel, int64_t) const {
     const ConvPoolGeometry& g = call_.shape.g;
-    return {call_.winograd + 2 * channel, call_.bias + channel, cells_ + column / kColumns * column_floats_,
-            g.in_channels * g.kernel_h, 2 * g.out_channels, g.stride_h * g.in_channels * 4 * kLanes};
+    return {call_.winograd + 2 * channel, call_.bias + channel, cells_, g.in_channels * g.kernel_h, 2 * g.out_channels,
+            g.stride_h * g.in_channels * kCell, this};
   }
 
  private:
+  static constexpr int64_t kCell = 4 * kLanes, kPixels = kColumns + 2;
+
+  // `largest` takes twice the largest pixel: no transformed one is larger.
   static FASTGRAPH_INLINE_MEMBER void transform(const float* d, float* cell, F16& largest) {
+    const F16 pixels[4] = {load(d), load(d + kLanes), load(d + 2), load(d + 2 + kLanes)};
     F16 d0, d1, d2, d3;
-    deinterleave(load(d), load(d + kLanes), &d0, &d1);
-    deinterleave(load(d + 2), load(d + 2 + kLanes), &d2, &d3);
-    const F16 phases[4] = {add(d1, d2), sub(d2, d1), sub(d0, d2), sub(d1, d3)};
-    for (int phase = 0; phase < 4; phase++) {
-      store(cell + phase * kLanes, phases[phase]);
-      largest = bits_max(largest, absolute(phases[phase]));
+    deinterleave(pixels[0], pixels[1], &d0, &d1);
+    deinterleave(pixels[2], pixels[3], &d2, &d3);
+    store(cell, add(d1, d2));
+    store(cell + kLanes, sub(d2, d1));
+    store(cell + 2 * kLanes, sub(d0, d2));
+    store(cell + 3 * kLanes, sub(d1, d3));
+    F16 pixel = broadcast(0.0f);
+    for (int i = 0; i < 4; i++) pixel = bits_max(pixel, absolute(pixels[i]));
+    largest = bits_max(largest, add(pixel, pixel));
+  }
+
+  // Asks for row r of the pixels behind the columns that follow: rows lie in pages of their own, where no prefetcher sees
+  // them coming, and too many at once wait for each other.
+  FASTGRAPH_INLINE_MEMBER void prefetch_row(int64_t r) const {
+    const ConvPoolShape& s = call_.shape;
+    const float* row = image_ + (first_row_ + r) * s.width + ahead_;
+    for (int64_t c = 0; c < s.g.in_channels; c++, row += s.height * s.width) {
+      __builtin_prefetch(row);
+      __builtin_prefetch(row + kLanes - 1);
     }
   }
 
   const ConvPoolCall& call_;
-  float* cells_;
-  int64_t column_floats_;
+  const float* image_;
+  int64_t first_row_, rows_, ahead_ = 0;
+  float *cells_, *largest_;
 };
 
 }  // namespace FASTGRAPH_ISA

@@ -41,6 +41,13 @@ namespace FASTGRAPH_ISA {
 
 constexpr int kLanes = 16;
 
+#if defined(__AVX2__) && defined(__FMA__)
+// Eight pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
+FASTGRAPH_INLINE __m256i load_words_8(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+FASTGRAPH_INLINE __m256 firsts_8(const uint32_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(load_words_8(p), 16)); }
+FASTGRAPH_INLINE __m256 seconds_8(const uint32_t* p) { return _mm256_castsi256_ps(_mm256_and_si256(load_words_8(p), _mm256_set1_epi32(int(0xFFFF0000u)))); }
+#endif
+
 #if defined(__AVX512F__)
 
 struct F16 { __m512 v; };
@@ -87,6 +94,10 @@ FASTGRAPH_INLINE void interleave(F16 even, F16 odd, F16* a, F16* b) {
   a->v = _mm512_permutex2var_ps(even.v, low, odd.v);
   b->v = _mm512_permutex2var_ps(even.v, _mm512_or_si512(low, _mm512_set1_epi32(8)), odd.v);
 }
+// Lanes 1 .. 15; the last one is anything.
+FASTGRAPH_INLINE F16 next_lanes(F16 a) {
+  return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(a.v), 1))};
+}
 // Sixteen pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
 FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))}; }
 FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xFFFF0000u))))}; }
@@ -111,18 +122,7 @@ FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v
   for (int i = 0; i < R; i++) sum[i][v].hi = _mm256_fmadd_ps(left[i].hi, hi, sum[i][v].hi);
 }
 
-// The first eight lanes alone, which are a register of their own here: for panels with few outputs.
-#define FASTGRAPH_HAS_F8 1
-struct F8 { __m256 v; };
-FASTGRAPH_INLINE F8 broadcast_8(float x) { return {_mm256_set1_ps(x)}; }
-FASTGRAPH_INLINE F8 load_8(const float* p) { return {_mm256_loadu_ps(p)}; }
-FASTGRAPH_INLINE F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-FASTGRAPH_INLINE F16 with_zeros(F8 a) { return {a.v, _mm256_setzero_ps()}; }
-
 // Sixteen pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
-FASTGRAPH_INLINE __m256i load_words_8(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-FASTGRAPH_INLINE __m256 firsts_8(const uint32_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(load_words_8(p), 16)); }
-FASTGRAPH_INLINE __m256 seconds_8(const uint32_t* p) { return _mm256_castsi256_ps(_mm256_and_si256(load_words_8(p), _mm256_set1_epi32(int(0xFFFF0000u)))); }
 FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { return {firsts_8(p), firsts_8(p + 8)}; }
 FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { return {seconds_8(p), seconds_8(p + 8)}; }
 
@@ -177,6 +177,12 @@ FASTGRAPH_INLINE void interleave(F16 even, F16 odd, F16* a, F16* b) {
   interleave_8(even.lo, odd.lo, &a->lo, &a->hi);
   interleave_8(even.hi, odd.hi, &b->lo, &b->hi);
 }
+FASTGRAPH_INLINE __m256 next_lanes_8(__m256 a, __m256 after) {
+  const __m256i middle = _mm256_castps_si256(_mm256_permute2f128_ps(a, after, 0x21));
+  return _mm256_castsi256_ps(_mm256_alignr_epi8(middle, _mm256_castps_si256(a), 4));
+}
+// Lanes 1 .. 15; the last one is anything.
+FASTGRAPH_INLINE F16 next_lanes(F16 a) { return {next_lanes_8(a.lo, a.hi), next_lanes_8(a.hi, a.hi)}; }
 
 #else
 
@@ -214,6 +220,8 @@ FASTGRAPH_INLINE F16 exp2_whole(F16 n) { FASTGRAPH_LANES(n.v[i] == n.v[i] ? from
 FASTGRAPH_INLINE Mask less(F16 a, F16 b) { Mask m; for (int i = 0; i < kLanes; i++) m.m[i] = a.v[i] < b.v[i]; return m; }
 FASTGRAPH_INLINE Mask is_nan(F16 a) { Mask m; for (int i = 0; i < kLanes; i++) m.m[i] = a.v[i] != a.v[i]; return m; }
 FASTGRAPH_INLINE F16 select(Mask m, F16 yes, F16 no) { FASTGRAPH_LANES(m.m[i] ? yes.v[i] : no.v[i]); }
+// Lanes 1 .. 15; the last one is anything.
+FASTGRAPH_INLINE F16 next_lanes(F16 a) { FASTGRAPH_LANES(a.v[(i + 1) % kLanes]); }
 // Elements 0, 2, 4 ... and 1, 3, 5 ... of the 32 floats that a, b hold.
 FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
   for (int i = 0; i < kLanes / 2; i++) {
@@ -244,6 +252,20 @@ FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++) sum[i][v] = fma(left[i], x, sum[i][v]);
 }
+#endif
+
+#if defined(__AVX2__) && defined(__FMA__)
+// The first eight lanes alone, which are half the work here: for panels with few outputs.
+#define FASTGRAPH_HAS_F8 1
+struct F8 { __m256 v; };
+FASTGRAPH_INLINE F8 broadcast_8(float x) { return {_mm256_set1_ps(x)}; }
+FASTGRAPH_INLINE F8 load_8(const float* p) { return {_mm256_loadu_ps(p)}; }
+FASTGRAPH_INLINE F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+#if defined(__AVX512F__)
+FASTGRAPH_INLINE F16 with_zeros(F8 a) { return {_mm512_zextps256_ps512(a.v)}; }
+#else
+FASTGRAPH_INLINE F16 with_zeros(F8 a) { return {a.v, _mm256_setzero_ps()}; }
+#endif
 #endif
 
 FASTGRAPH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -23,7 +23,7 @@ constexpr int64_t kSumBlock = 256;
 // file holds beside the operands (AVX-512: 24 of 32; AVX2: 12 of 16, two registers a vector).
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;
-constexpr int kTileVectors[kTileRows + 1] = {0, 12, 8, 8, 6, 4, 4, 3, 3};
+constexpr int kTileVectors[kTileRows + 1] = {0, 8, 8, 8, 6, 4, 4, 3, 3};
 constexpr int kRegisters = 1;  // in one F16
 #elif defined(__AVX2__) && defined(__FMA__)
 constexpr int kTileRows = 6;

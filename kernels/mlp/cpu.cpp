@@ -8,6 +8,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "../cpu/activation.h"
 #include "../cpu/arena.h"
 #include "../cpu/isa.h"
 #include "../cpu/pool.h"
@@ -23,9 +24,6 @@ constexpr int64_t kBlockRows = 96;
 
 // Below so many rows a thread, threads divide the columns of each layer instead of the rows.
 constexpr int64_t kMinRowsPerThread = 12;
-
-// Panels in a chunk of columns: a multiple of every tile's width on AVX2 and the batch-1 tile on AVX-512.
-constexpr int64_t kColumnPanels = 4;
 
 // One thread's time, roughly: 16 multiply-adds a nanosecond, or the weights at 12 bytes a nanosecond.
 double work_ns(double multiply_adds, double weight_bytes) { return std::max(multiply_adds / 16, weight_bytes / 12); }
@@ -55,6 +53,12 @@ float widen(uint16_t x) {
   float wide;
   memcpy(&wide, &bits, sizeof wide);
   return wide;
+}
+
+// Whether its results can be narrowed as they come: whole pairs, since what stands beyond the last output may be NaN.
+bool can_narrow(const MlpLayer& layer) {
+  if (layer.out_features % 2 != 0) return false;
+  return layer.activation_count == 0 || (layer.activation_count == 1 && layer.activations[0] == Activation::relu);
 }
 
 // Round to nearest even; a NaN stays one.
@@ -106,37 +110,48 @@ Mlp::Mlp(const std::vector<Source>& sources, bool bf16) : storage_(nullptr, free
 template <class Step>
 void Mlp::for_layers(const float* x, int64_t ldx, int64_t rows, float* y, float* scratch, const Step& step) const {
   const MlpKernels& kernels = isa().mlp;
+  const bool narrows = bf16_ && kernels.narrow;
+  bool is_narrow = false;
   for (size_t i = 0; i < layers_.size(); i++) {
     const MlpLayer& layer = layers_[i];
     float* out = scratch + (i % 2) * rows * width_;
+    float* narrowed = scratch + (2 + i % 2) * rows * width_;
     const int64_t ldo = layer.panel_count * kLanes;
-    if (bf16_ && kernels.narrow) {
-      float* narrowed = scratch + 2 * rows * width_;
+    if (narrows && !is_narrow) {
       kernels.narrow(x, ldx, rows, layer.in_features, narrowed);
       x = narrowed;
       ldx = (layer.in_features + 1) / 2;
     }
-    step(layer, x, ldx, out, ldo);
-    x = out;
-    ldx = ldo;
+    is_narrow = narrows && i + 1 < layers_.size() && can_narrow(layer);
+    float* next = is_narrow ? scratch + (2 + (i + 1) % 2) * rows * width_ : nullptr;
+    step(layer, x, ldx, out, ldo, next);
+    x = is_narrow ? next : out;
+    ldx = is_narrow ? ldo / 2 : ldo;
   }
   kernels.finish(layers_.back(), const_cast<float*>(x), ldx, rows, y);
 }
 
+// Panels [first, last) of one layer.
+void Mlp::run_panels(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed, int64_t first,
+                     int64_t last) const {
+  if (bf16_) isa().mlp.layer_bf16(layer, a, lda, rows, out, ldo, narrowed, first, last);
+  else isa().mlp.layer(layer, a, lda, rows, out, ldo, first, last);
+}
+
 void Mlp::run_block(const float* x, int64_t ldx, int64_t rows, float* y, float* scratch) const {
-  const auto kernel = bf16_ ? isa().mlp.layer_bf16 : isa().mlp.layer;
-  for_layers(x, ldx, rows, y, scratch, [&](const MlpLayer& layer, const float* a, int64_t lda, float* out, int64_t ldo) {
-    kernel(layer, a, lda, rows, out, ldo, 0, layer.panel_count);
+  for_layers(x, ldx, rows, y, scratch, [&](const MlpLayer& layer, const float* a, int64_t lda, float* out, int64_t ldo, float* narrowed) {
+    run_panels(layer, a, lda, rows, out, ldo, narrowed, 0, layer.panel_count);
   });
 }
 
 // Few rows: each layer's columns are divided, so that every weight is read by one thread only.
 void Mlp::run_columns(const float* x, int64_t ldx, int64_t rows, float* y, Lease& lease) const {
-  const auto kernel = bf16_ ? isa().mlp.layer_bf16 : isa().mlp.layer;
-  for_layers(x, ldx, rows, y, thread_arena(scratch_floats(rows)), [&](const MlpLayer& layer, const float* a, int64_t lda, float* out, int64_t ldo) {
-    lease.run((layer.panel_count + kColumnPanels - 1) / kColumnPanels, [&](int64_t c) {
-      const int64_t first = c * kColumnPanels;
-      kernel(layer, a, lda, rows, out, ldo, first, std::min(first + kColumnPanels, layer.panel_count));
+  float* scratch = thread_arena(scratch_floats(rows));
+  for_layers(x, ldx, rows, y, scratch, [&](const MlpLayer& layer, const float* a, int64_t lda, float* out, int64_t ldo, float* narrowed) {
+    // A chunk a thread: the caller draws the first one, so that call after call each finds its weights in its own L2.
+    const int64_t panels = std::max<int64_t>(1, (layer.panel_count + lease.threads() - 1) / lease.threads());
+    lease.run((layer.panel_count + panels - 1) / panels, [&](int64_t c) {
+      run_panels(layer, a, lda, rows, out, ldo, narrowed, c * panels, std::min((c + 1) * panels, layer.panel_count));
     });
   });
 }

@@ -28,8 +28,10 @@ struct MlpLayer {
 struct MlpKernels {
   // out[r, 16 p .. 16 p + 15] = activations(bias + a[r, :] . weight) for panels p in [first, last); out has stride ldo.
   void (*layer)(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last);
-  // The same with bf16 weights. Where `narrow` exists, `a` is what it made.
-  void (*layer_bf16)(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last);
+  // The same with bf16 weights. Where `narrow` exists, `a` is what it made, and results go to `narrowed`, unless that is
+  // null, rounded in the same way with stride ldo / 2; a layer may then have no activation but ReLU and must have an even
+  // number of outputs, and `out` is scratch.
+  void (*layer_bf16)(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed, int64_t first, int64_t last);
   // Null where activations stay fp32. Rounds rows of `in_features` floats to pairs of bf16, (in_features + 1) / 2 words each.
   void (*narrow)(const float* a, int64_t lda, int64_t rows, int64_t in_features, float* to);
   // Applies the last layer's softmax, if it has one, and copies rows of `out` (stride ldo) to y (stride out_features).
@@ -57,7 +59,7 @@ class Mlp {
 
   // The same for one block of rows on this thread; scratch holds scratch_floats(rows) floats.
   void run_block(const float* x, int64_t ldx, int64_t rows, float* y, float* scratch) const;
-  int64_t scratch_floats(int64_t rows) const { return (bf16_ ? 3 : 2) * rows * width_; }
+  int64_t scratch_floats(int64_t rows) const { return (bf16_ ? 4 : 2) * rows * width_; }
 
   int64_t in_features() const { return layers_.front().in_features; }
   int64_t out_features() const { return layers_.back().out_features; }
@@ -65,8 +67,11 @@ class Mlp {
   int64_t packed_bytes() const { return packed_words_ * int64_t(sizeof(float)); }
 
  private:
+  void run_panels(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed, int64_t first,
+                  int64_t last) const;
   void run_columns(const float* x, int64_t ldx, int64_t rows, float* y, Lease& lease) const;
-  // Calls step(layer, a, lda, out, ldo) for every layer, with what it reads and where it writes in `scratch`; then finishes.
+  // Calls step(layer, a, lda, out, ldo, narrowed) for every layer, with what it reads and where it writes in `scratch`; then
+  // finishes.
   template <class Step>
   void for_layers(const float* x, int64_t ldx, int64_t rows, float* y, float* scratch, const Step& step) const;
 
