@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "../cpu/arena.h"
+#include "../cpu/bf16.h"
 #include "../cpu/isa.h"
 #include "../cpu/pool.h"
 #include "../mlp/cpu.h"
@@ -18,7 +19,7 @@ constexpr int64_t kLanes = 16;
 
 // Pooled rows in a strip: neighbouring strips compute pool_kernel_h - pool_stride_h convolution rows twice
 // (3 % of Net at 16), while image rows and vertical maxima should stay in L2.
-constexpr int64_t kStripRows = 8;
+constexpr int64_t kStripRows = 12;
 constexpr int64_t kWindowFloats = 64 * 1024;
 constexpr int64_t kMaximaFloats = 128 * 1024;
 constexpr int64_t kWinogradCell = 64;  // four transformed vectors
@@ -28,7 +29,7 @@ constexpr int64_t kGroupWeights = 32 * 1024;
 constexpr int64_t kMinGroup = 24;  // several whole tiles of channels on any ISA
 
 // Longest sum in the transformed domain: rounding errors of longer ones would show (see winograd.h).
-constexpr int64_t kMaxWinogradTaps = 128;
+constexpr int64_t kMaxWinogradTaps = 256;
 
 // Rows of an mlp that follows, taken at once: their activations stay in L1 and L2.
 constexpr int64_t kMlpRows = 96;
@@ -69,16 +70,37 @@ std::vector<float> winograd_weight(const ConvPoolGeometry& g, const std::vector<
   return transformed;
 }
 
-// The sum of absolute weights of one output channel.
-double weight_sum(const std::vector<float>& weight, int64_t taps, size_t channel) {
-  double sum = 0;
-  for (int64_t k = 0; k < taps; k++) sum += std::abs(double(weight[channel * size_t(taps) + size_t(k)]));
-  return sum;
+// winograd_weight rounded to bf16, taps in pairs: of an odd number the last pair is the tap before it, with weight zero, and it.
+std::vector<uint32_t> pair_up(const ConvPoolGeometry& g, const std::vector<float>& winograd) {
+  const size_t taps = size_t(g.in_channels * g.kernel_h), row = size_t(2 * g.out_channels), steps = (taps + 1) / 2;
+  if (winograd.empty() || taps < 2) return {};
+  std::vector<uint32_t> pairs(2 * steps * row);
+  for (size_t half = 0; half < 2; half++)
+    for (size_t step = 0; step < steps; step++)
+      for (size_t i = 0; i < row; i++) {
+        const auto at = [&](size_t tap) { return uint32_t(narrow(winograd[(half * taps + tap) * row + i])); };
+        const bool odd = 2 * step + 1 == taps;
+        pairs[(half * steps + step) * row + i] = odd ? at(2 * step) << 16 : at(2 * step) | at(2 * step + 1) << 16;
+      }
+  return pairs;
 }
+
+// The absolute weights of one output channel: their sum, and the root of the sum of their squares.
+struct Norms {
+  double sum = 0, root = 0;
+  Norms(const std::vector<float>& weight, int64_t taps, size_t channel) {
+    for (size_t k = channel * size_t(taps); k < (channel + 1) * size_t(taps); k++) {
+      const double w = weight[k];
+      sum += std::abs(w);
+      root += w * w;
+    }
+    root = std::sqrt(root);
+  }
+};
 
 }  // namespace
 
-ConvPool::ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias)
+ConvPool::ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias, bool bf16)
     : geometry_(geometry),
       weight_(weight, weight + geometry.out_channels * geometry.in_channels * geometry.kernel_h * geometry.kernel_w),
       winograd_(winograd_weight(geometry, weight_)),
@@ -88,15 +110,20 @@ ConvPool::ConvPool(const ConvPoolGeometry& geometry, const float* weight, const 
   const int64_t taps = geometry.in_channels * geometry.kernel_h * geometry.kernel_w;
   double bound = limit, largest = 0;
   for (size_t o = 0; o < bias_.size(); o++) {
-    const double sum = weight_sum(weight_, taps, o), room = (limit - std::abs(double(bias_[o]))) / (1 + 2 * sum);
+    const Norms norms(weight_, taps, o);
+    const double room = (limit - std::abs(double(bias_[o]))) / (1 + 2 * norms.sum);
     bound = room > 0 ? std::min(bound, room) : -1;
     if (bound < 0) break;  // weights that are not finite, or close to the end of the range
-    largest = std::max(largest, sum);
+    largest = std::max(largest, norms.root);
   }
   bound_ = float(bound);
   if (!(bound_ > 0)) winograd_.clear();
-  weight_sum_ = float(largest);
+  if (bf16 && isa().conv_pool.dots) winograd_pairs_ = pair_up(geometry_, winograd_);
+  if (!winograd_pairs_.empty()) winograd_.clear();
+  weight_norm_ = float(largest);
 }
+
+bool ConvPool::has_winograd() const { return !winograd_.empty() || (!winograd_pairs_.empty() && isa().conv_pool.dots); }
 
 ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int threads) const {
   const ConvPoolGeometry& g = geometry_;
@@ -120,7 +147,7 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   const int64_t floats = kMaximaMargin + round_up(std::max({columns, s.conv_width + g.pool_kernel_w, reads}));
   s.maxima_width = ceil_div(floats, 2 * kLanes) * 2 * kLanes + kLanes;
 
-  const bool winograd = !winograd_.empty(), in_registers = winograd && pools_pairs(g);
+  const bool winograd = has_winograd(), in_registers = winograd && pools_pairs(g);
   const auto image_rows = [&](int64_t rows) {
     return ((rows - 1) * g.pool_stride_h + g.pool_kernel_h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
   };
@@ -154,7 +181,8 @@ ConvPoolCall ConvPool::call(const ConvPoolShape& s, std::vector<int64_t>& offset
         offsets[size_t(k)] = 4 * (((c * s.window_rows + row) * g.stride_w + column % g.stride_w) * s.phase_width + column / g.stride_w);
         offsets[size_t(s.taps + k)] = 4 * ((c * s.height + row) * s.width + column);
       }
-  return {s, weight_.data(), winograd_.empty() ? nullptr : winograd_.data(), bias_.data(), bound_, weight_sum_, offsets.data(), offsets.data() + s.taps};
+  return {s, weight_.data(), winograd_.empty() ? nullptr : winograd_.data(),
+          winograd_pairs_.empty() || !isa().conv_pool.dots ? nullptr : winograd_pairs_.data(), bias_.data(), bound_, weight_norm_, offsets.data(), offsets.data() + s.taps};
 }
 
 void ConvPool::run_strip(const ConvPoolCall& call, const float* x, int64_t batch, int64_t image, int64_t first, int64_t count, float* out,

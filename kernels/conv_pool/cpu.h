@@ -53,9 +53,10 @@ struct ConvPoolCall {
   ConvPoolShape shape;
   const float* weight;    // [out_channels][taps]
   const float* winograd;  // [2][kernel_h][in_channels][out_channels][2], see winograd.h; null where it is not used
+  const uint32_t* winograd_pairs;  // the same in bf16, [2][pairs of taps][out_channels][2]: used instead where it is not null
   const float* bias;      // [out_channels]
   float bound;            // no sum overflows where all pixels (winograd: all transformed ones) are at most this large
-  float weight_sum;       // the largest sum of absolute weights among output channels
+  float weight_norm;      // root of the sum of squared weights, the largest among output channels
   // In bytes, for tap k: from a position in the padded copy of the image, and from one in the image itself.
   const int64_t *window_offsets, *image_offsets;
 };
@@ -65,6 +66,7 @@ struct ConvPoolKernels {
   // out[o * out_channel + (row - first) * out_width]. scratch holds shape.scratch_floats floats.
   void (*strip)(const ConvPoolCall& call, const float* image, int64_t readable, int64_t first, int64_t count, float* out,
                 int64_t out_channel, float* scratch);
+  bool dots;  // takes winograd_pairs
 };
 
 class Lease;
@@ -72,8 +74,9 @@ class Mlp;
 
 class ConvPool {
  public:
-  // weight [O, C, kernel_h, kernel_w] contiguous, bias [O] or null; both are copied.
-  ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias);
+  // weight [O, C, kernel_h, kernel_w] contiguous, bias [O] or null; both are copied. With `bf16`, where isa() has dot products,
+  // Winograd's pixels and weights are rounded to bf16.
+  ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias, bool bf16 = false);
 
   // y[N, O, out_height, out_width] = max_pool(relu(conv(x[N, C, H, W]))), both contiguous.
   void run(const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const;
@@ -84,17 +87,19 @@ class ConvPool {
   // Throws std::invalid_argument where the kernel or the pool does not fit into the image.
   ConvPoolShape shape(int64_t height, int64_t width, int64_t batch, int threads) const;
 
-  int64_t packed_bytes() const { return int64_t((weight_.size() + winograd_.size() + bias_.size()) * sizeof(float)); }
+  int64_t packed_bytes() const { return int64_t((weight_.size() + winograd_.size() + winograd_pairs_.size() + bias_.size()) * sizeof(float)); }
 
  private:
   ConvPoolCall call(const ConvPoolShape& shape, std::vector<int64_t>& offsets) const;
   void run_strip(const ConvPoolCall& call, const float* x, int64_t batch, int64_t image, int64_t first, int64_t count, float* out,
                  int64_t out_channel, float* scratch) const;
+  bool has_winograd() const;
   double work_ns(const ConvPoolShape& shape, int64_t batch) const;
 
   ConvPoolGeometry geometry_;
   std::vector<float> weight_, winograd_, bias_;
-  float bound_, weight_sum_;
+  std::vector<uint32_t> winograd_pairs_;
+  float bound_, weight_norm_;
 };
 
 }  // namespace fastgraph

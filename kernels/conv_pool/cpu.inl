@@ -220,7 +220,10 @@ struct PooledPairs {
     for (int i = 0; i < R; i++) value[i][0] = bits_max(value[i][0], broadcast(0.0f));  // ReLU of a finite number, -0 included
     if (count_ > kWindows) {  // the windows that follow overwrite the last lane
 #pragma GCC unroll 8
-      for (int i = 0; i < R; i++) store(row + i * out_channel_, value[i][0]);
+      for (int i = 0; i < R; i++) {
+        store(row + i * out_channel_, value[i][0]);
+        __builtin_prefetch(row + i * out_channel_ + 2 * kLanes, 1);  // for the windows that follow: rows lie far apart
+      }
     } else {
       for (int i = 0; i < R; i++) {
         float lane[kLanes];
@@ -313,12 +316,12 @@ FASTGRAPH_INLINE void strip_of(const ConvPoolCall& call, Column& source, const P
 }
 
 // The same where pools_pairs().
-template <int kernel>
-void strip_of_pairs(const ConvPoolCall& call, WinogradColumn& source, const PoolRows& rows, float* out, int64_t out_channel) {
+template <int kernel, class Column>
+void strip_of_pairs(const ConvPoolCall& call, Column& source, const PoolRows& rows, float* out, int64_t out_channel) {
   const ConvPoolShape& s = call.shape;
   for (int64_t group = 0; group < s.g.out_channels; group += s.group_channels) {
-    const RowTiles tiles = cut_rows(smaller(s.group_channels, s.g.out_channels - group), WinogradColumn::kRows);
-    with_largest<WinogradColumn::kRows>(tiles, [&](auto largest) {
+    const RowTiles tiles = cut_rows(smaller(s.group_channels, s.g.out_channels - group), Column::kRows);
+    with_largest<Column::kRows>(tiles, [&](auto largest) {
       for (int64_t window = 0; window < s.out_width; window += PooledPairs<kernel>::kWindows) {
         const PooledPairs<kernel> pooled(s, out, out_channel, window);
         source.prepare(pooled.begin());
@@ -400,7 +403,24 @@ bool is_in_reach(const ConvPoolCall& call, const float* largest, int64_t rows, c
     for (int64_t i = 0; i < s.out_width; i += kLanes)
       value = max(value, load(row + (s.out_width < kLanes ? 0 : smaller(i, s.out_width - kLanes))));
   }
-  return pixel * call.weight_sum <= kReach * fold_max(value);
+  return pixel * call.weight_norm <= kReach * fold_max(value);
+}
+
+template <class Column>
+void winograd_strip(const ConvPoolCall& call, const float* image, int64_t readable, const Strip& strip, float* out, int64_t out_channel,
+                    float* maxima, float* window) {
+  const ConvPoolShape& s = call.shape;
+  float* largest = window + s.window_floats;
+  Column column(call, image, strip.image_row, strip.rows, window, largest);
+  if (!pools_pairs(s.g)) strip_of(call, column, strip.pool, out, out_channel, maxima);
+  else if (s.g.pool_kernel_w == 2) strip_of_pairs<2>(call, column, strip.pool, out, out_channel);
+  else strip_of_pairs<3>(call, column, strip.pool, out, out_channel);
+  // Row by row: how a row is computed must depend on its own pixels only, not on how strips were cut.
+  for (int64_t p = strip.pool.first; p <= strip.pool.last; p++, out += s.out_width) {
+    const Strip row = strip_at(s, p, 1);
+    if (!is_in_reach(call, largest + (row.image_row - strip.image_row) * kLanes, row.rows, out, out_channel))
+      direct_strip(call, image, readable, row, out, out_channel, maxima, window);
+  }
 }
 
 void conv_pool_strip(const ConvPoolCall& call, const float* image, int64_t readable, int64_t first, int64_t count, float* out,
@@ -409,21 +429,18 @@ void conv_pool_strip(const ConvPoolCall& call, const float* image, int64_t reada
   const Strip strip = strip_at(s, first, count);
   float* maxima = scratch;
   float* window = maxima + s.maxima_rows * s.group_channels * s.maxima_width;
-  if (!call.winograd) return direct_strip(call, image, readable, strip, out, out_channel, maxima, window);
-
-  float* largest = window + s.window_floats;
-  WinogradColumn column(call, image, strip.image_row, strip.rows, window, largest);
-  if (!pools_pairs(s.g)) strip_of(call, column, strip.pool, out, out_channel, maxima);
-  else if (s.g.pool_kernel_w == 2) strip_of_pairs<2>(call, column, strip.pool, out, out_channel);
-  else strip_of_pairs<3>(call, column, strip.pool, out, out_channel);
-  // Row by row: how a row is computed must depend on its own pixels only, not on how strips were cut.
-  for (int64_t p = 0; p < count; p++) {
-    const Strip row = strip_at(s, first + p, 1);
-    float* to = out + p * s.out_width;
-    if (!is_in_reach(call, largest + (row.image_row - strip.image_row) * kLanes, row.rows, to, out_channel))
-      direct_strip(call, image, readable, row, to, out_channel, maxima, window);
-  }
+#if defined(FASTGRAPH_HAS_DOT)
+  if (call.winograd_pairs) return winograd_strip<WinogradColumn<Bf16Cells>>(call, image, readable, strip, out, out_channel, maxima, window);
+#endif
+  if (call.winograd) winograd_strip<WinogradColumn<Fp32Cells>>(call, image, readable, strip, out, out_channel, maxima, window);
+  else direct_strip(call, image, readable, strip, out, out_channel, maxima, window);
 }
+
+#if defined(FASTGRAPH_HAS_DOT)
+constexpr bool kConvPoolDots = true;
+#else
+constexpr bool kConvPoolDots = false;
+#endif
 
 }  // namespace
 }  // namespace FASTGRAPH_ISA

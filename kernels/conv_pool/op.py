@@ -8,8 +8,9 @@
 input [B, C, H, W], weight [O, C, kernel_h, kernel_w], bias [O] or None, output [B, O, H', W'] with the sizes of
 torch.nn.Conv2d and torch.nn.MaxPool2d. All tensors have one device and one floating dtype, but for an fp32 input beside
 bf16 weights on the CPU: then the result is fp32. fp32 and bf16 on the CPU run in compiled kernels (fp32 sums in a fixed
-order, see kernels/cpu/tile.h; bf16 weights are widened), fp32, fp16 and bf16 on CUDA in a Triton kernel, all else
-in ATen. RuntimeError for tensors that do not fit together.
+order, see kernels/cpu/tile.h; bf16 weights are widened, but where a convolution is three wide and the machine has bf16
+dot products, the transformed pixels and weights are rounded to bf16), fp32, fp16 and bf16 on CUDA in a Triton kernel,
+all else in ATen. RuntimeError for tensors that do not fit together.
 """
 
 from collections.abc import Sequence
@@ -113,10 +114,11 @@ def pack(tensors: Sequence[torch.Tensor | None], geometry: Geometry) -> Any:
     module = native.kernels()
     assert module is not None
     weight, bias = (None if t is None else t.detach().float().contiguous() for t in tensors)
-    assert weight is not None
+    assert weight is not None and tensors[0] is not None
+    bf16 = tensors[0].dtype is torch.bfloat16
     out_channels, in_channels, *kernel = weight.shape
     sizes = [in_channels, out_channels, *kernel, *(n for pair in geometry[:-1] for n in pair)]
-    return module.ConvPool(weight.data_ptr(), 0 if bias is None else bias.data_ptr(), sizes, geometry[-1])
+    return module.ConvPool(weight.data_ptr(), 0 if bias is None else bias.data_ptr(), sizes, geometry[-1], bf16)
 
 
 _packed = Packed(pack)

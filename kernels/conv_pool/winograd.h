@@ -32,12 +32,77 @@ constexpr int kPairRows = 3;
 constexpr int kPairRows = 2;
 #endif
 
-// How many times its largest value a pooled row's largest transformed pixel times the sum of weights may be: 1 to 6 for
-// normal pixels and trained or random weights. Errors beside outliers were 0.2 eps times that product: 3 ulp at 16.
-constexpr float kReach = 16;
+// How many times its largest value the bound of a pooled row's pixels (twice the largest) times the norm of the weights may
+// be: 2 for random pixels and weights, whatever the number of channels, since such sums grow with the norm. Errors beside
+// outliers were 0.8 eps times that product: 3 ulp at 4.
+constexpr float kReach = 4;
+
+constexpr int64_t kCell = 4 * kLanes;
+
+// total[i][h] += sum over k of w[k][i][h] * cell[k][h] for the two halves h, by `product`.
+template <int R, class Product>
+FASTGRAPH_INLINE void add_products(const float* w, int64_t weight_stride, const float* cell, int64_t step, int64_t count, F16 (&total)[R][2],
+                                   const Product& product) {
+  for (int64_t k = 0; k < count; k++, w += weight_stride, cell += step) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      const F16 x = load(cell + half * kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) total[i][half] = product(broadcast(w[2 * i + half]), x, total[i][half]);
+    }
+  }
+}
+
+// Transformed pixels of one channel of one row, [m1, m2, d0', d3'][16], as they are.
+class Fp32Cells {
+ public:
+  static FASTGRAPH_INLINE_MEMBER const float* weight(const ConvPoolCall& call) { return call.winograd; }
+  static FASTGRAPH_INLINE_MEMBER int64_t steps(int64_t taps) { return taps; }
+
+  FASTGRAPH_INLINE_MEMBER void put(const F16 (&phases)[4], float* cell) {
+    for (int phase = 0; phase < 4; phase++) store(cell + phase * kLanes, phases[phase]);
+  }
+
+  template <int R>
+  static FASTGRAPH_INLINE_MEMBER void accumulate(const float* w, int64_t weight_stride, const float* cell, int64_t taps, F16 (&total)[R][2]) {
+    add_products(w, weight_stride, cell, kCell, taps, total, [](F16 a, F16 b, F16 sum) { return fma(a, b, sum); });
+  }
+};
+
+#if defined(FASTGRAPH_HAS_DOT)
+// Rounded to bf16, each in a pair with the one that follows it, of the next channel or the next row. Of an odd number of
+// taps the last pair repeats a tap, with weight zero.
+class Bf16Cells {
+ public:
+  static FASTGRAPH_INLINE_MEMBER const float* weight(const ConvPoolCall& call) { return reinterpret_cast<const float*>(call.winograd_pairs); }
+  static FASTGRAPH_INLINE_MEMBER int64_t steps(int64_t taps) { return (taps + 1) / 2; }
+
+  // The cell before becomes a pair; the strip's last one never does.
+  FASTGRAPH_INLINE_MEMBER void put(const F16 (&phases)[4], float* cell) {
+    for (int phase = 0; phase < 4; phase++) {
+      if (has_last_) store(cell - kCell + phase * kLanes, pair_up(last_[phase], phases[phase]));
+      last_[phase] = phases[phase];
+    }
+    has_last_ = true;
+  }
+
+  template <int R>
+  static FASTGRAPH_INLINE_MEMBER void accumulate(const float* w, int64_t weight_stride, const float* cell, int64_t taps, F16 (&total)[R][2]) {
+    const auto product = [](F16 a, F16 b, F16 sum) { return dot(a, b, sum); };
+    const int64_t pairs = taps / 2;
+    add_products(w, weight_stride, cell, 2 * kCell, pairs, total, product);
+    if (taps % 2) add_products(w + pairs * weight_stride, weight_stride, cell + (taps - 2) * kCell, kCell, 1, total, product);
+  }
+
+ private:
+  F16 last_[4];
+  bool has_last_ = false;
+};
+#endif
 
 // 32 columns of a strip at a time, in pairs of even and odd ones. The image rows behind them are transformed to
-// cells[row][channel][m1, m2, d0', d3'][16], which stay in L1 for all output channels.
+// cells[row][channel], which stay in L1 for all output channels.
+template <class Cells>
 class WinogradColumn {
  public:
   // `first_row` is the image row behind the strip's first convolution row. `largest` takes, for each of `rows` rows, sixteen
@@ -55,22 +120,23 @@ class WinogradColumn {
     for (int64_t r = 0; r < s.g.kernel_h - 1; r++) prefetch_row(r);
     const bool inside = x >= 0 && x + kPixels <= s.width;
     float* cell = cells_;
+    Cells cells;
     for (int64_t r = 0; r < rows_; r++) {
       const int64_t y = first_row_ + r;
       F16 largest = load(largest_ + r * kLanes);
       for (int64_t c = 0; c < s.g.in_channels; c++, cell += kCell) {
-        if (y < 0 || y >= s.height) {
-          memset(cell, 0, kCell * sizeof(float));
-          continue;
-        }
+        F16 phases[4];
         const float* row = image_ + (c * s.height + y) * s.width;
-        if (inside) {
-          transform(row + x, cell, largest);
+        const bool exists = y >= 0 && y < s.height;
+        if (exists && inside) {
+          transform(row + x, phases, largest);
         } else {
           float padded[kPixels] = {};
-          for (int64_t i = x < 0 ? -x : 0; i < kPixels && x + i < s.width; i++) padded[i] = row[x + i];
-          transform(padded, cell, largest);
+          if (exists)
+            for (int64_t i = x < 0 ? -x : 0; i < kPixels && x + i < s.width; i++) padded[i] = row[x + i];
+          transform(padded, phases, largest);
         }
+        cells.put(phases, cell);
       }
       store(largest_ + r * kLanes, largest);
     }
@@ -97,50 +163,37 @@ class WinogradColumn {
         total[i][0] = broadcast(bias[i]);
         total[i][1] = broadcast(0.0f);
       }
-      accumulate(weight, cell, total);
+      Cells::accumulate(weight, weight_stride, cell, taps, total);
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++) {
         const F16 m1 = total[i][0], m2 = total[i][1];
         total[i][0] = add(m1, m2);
         total[i][1] = sub(m1, m2);
       }
-      accumulate(weight + taps * weight_stride, cell + 2 * kLanes, total);
-    }
-
-   private:
-    // total[i][h] += sum over k of w[k][i][h] * cell[k][h] for the two halves h.
-    FASTGRAPH_INLINE_MEMBER void accumulate(const float* w, const float* cell, F16 (&total)[R][2]) const {
-      for (int64_t k = 0; k < taps; k++, w += weight_stride, cell += kCell) {
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
-          const F16 x = load(cell + half * kLanes);
-#pragma GCC unroll 8
-          for (int i = 0; i < R; i++) total[i][half] = fma(broadcast(w[2 * i + half]), x, total[i][half]);
-        }
-      }
+      Cells::accumulate(weight + Cells::steps(taps) * weight_stride, weight_stride, cell + 2 * kLanes, taps, total);
     }
   };
 
   template <int R, int V>
   FASTGRAPH_INLINE_MEMBER Tile<R, V> tile(int64_t channel, int64_t) const {
     const ConvPoolGeometry& g = call_.shape.g;
-    return {call_.winograd + 2 * channel, call_.bias + channel, cells_, g.in_channels * g.kernel_h, 2 * g.out_channels,
+    return {Cells::weight(call_) + 2 * channel, call_.bias + channel, cells_, g.in_channels * g.kernel_h, 2 * g.out_channels,
             g.stride_h * g.in_channels * kCell, this};
   }
 
  private:
-  static constexpr int64_t kCell = 4 * kLanes, kPixels = kColumns + 2;
+  static constexpr int64_t kPixels = kColumns + 2;
 
   // `largest` takes twice the largest pixel: no transformed one is larger.
-  static FASTGRAPH_INLINE_MEMBER void transform(const float* d, float* cell, F16& largest) {
+  static FASTGRAPH_INLINE_MEMBER void transform(const float* d, F16 (&phases)[4], F16& largest) {
     const F16 pixels[4] = {load(d), load(d + kLanes), load(d + 2), load(d + 2 + kLanes)};
     F16 d0, d1, d2, d3;
     deinterleave(pixels[0], pixels[1], &d0, &d1);
     deinterleave(pixels[2], pixels[3], &d2, &d3);
-    store(cell, add(d1, d2));
-    store(cell + kLanes, sub(d2, d1));
-    store(cell + 2 * kLanes, sub(d0, d2));
-    store(cell + 3 * kLanes, sub(d1, d3));
+    phases[0] = add(d1, d2);
+    phases[1] = sub(d2, d1);
+    phases[2] = sub(d0, d2);
+    phases[3] = sub(d1, d3);
     F16 pixel = broadcast(0.0f);
     for (int i = 0; i < 4; i++) pixel = bits_max(pixel, absolute(pixels[i]));
     largest = bits_max(largest, add(pixel, pixel));

@@ -45,11 +45,11 @@ void make_mlp(Mlp* self, const std::vector<LayerTuple>& layers, bool bf16) {
 }
 
 // conv_pool's sizes in the order of ConvPoolGeometry
-void make_conv_pool(ConvPool* self, Address weight, Address bias, const std::vector<int64_t>& v, bool ceil_mode) {
+void make_conv_pool(ConvPool* self, Address weight, Address bias, const std::vector<int64_t>& v, bool ceil_mode, bool bf16) {
   if (v.size() != 16) throw std::invalid_argument("geometry: needs 16 sizes");
   const ConvPoolGeometry geometry{v[0], v[1], v[2],  v[3],  v[4],  v[5],  v[6],  v[7],     v[8],
                                   v[9], v[10], v[11], v[12], v[13], v[14], v[15], ceil_mode};
-  new (self) ConvPool(geometry, input(weight), input(bias));
+  new (self) ConvPool(geometry, input(weight), input(bias), bf16);
 }
 
 // Whether tensors are those that were seen (id, address, version), unchanged. Done in every call (kernels/weights.py):
@@ -102,7 +102,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("packed_bytes", &Mlp::packed_bytes);
 
   nb::class_<ConvPool>(m, "ConvPool")
-      .def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a)
+      .def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a, "bf16"_a)
       .def("run", [](const ConvPool& self, Address x, int64_t batch, int64_t height, int64_t width, Address y, int threads) {
         self.run(input(x), batch, height, width, output(y), threads); }, Release())
       .def("run_mlp", [](const ConvPool& self, const Mlp& mlp, Address x, int64_t batch, int64_t height, int64_t width, Address y, int threads) {

@@ -11,7 +11,7 @@ const Isa isa_scalar = {
     "scalar",
     [] { return bool(true); },
     {FASTGRAPH_ISA::mlp_layer, FASTGRAPH_ISA::mlp_layer_bf16, nullptr, FASTGRAPH_ISA::mlp_finish},
-    {FASTGRAPH_ISA::conv_pool_strip},
+    {FASTGRAPH_ISA::conv_pool_strip, FASTGRAPH_ISA::kConvPoolDots},
 };
 
 }  // namespace fastgraph

@@ -10,6 +10,7 @@
 
 #include "../cpu/activation.h"
 #include "../cpu/arena.h"
+#include "../cpu/bf16.h"
 #include "../cpu/isa.h"
 #include "../cpu/pool.h"
 
@@ -48,25 +49,10 @@ void pack_weight(const uint16_t* weight, int64_t out_features, int64_t in_featur
       for (int64_t j = 0; j < kLanes; j++) *panels++ = at(first + j, k) | at(first + j, k + 1) << 16;
 }
 
-float widen(uint16_t x) {
-  const uint32_t bits = uint32_t(x) << 16;
-  float wide;
-  memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
-
 // Whether its results can be narrowed as they come: whole pairs, since what stands beyond the last output may be NaN.
 bool can_narrow(const MlpLayer& layer) {
   if (layer.out_features % 2 != 0) return false;
   return layer.activation_count == 0 || (layer.activation_count == 1 && layer.activations[0] == Activation::relu);
-}
-
-// Round to nearest even; a NaN stays one.
-uint16_t narrow(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  if (x != x) return uint16_t(bits >> 16 | 0x40);
-  return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
 }  // namespace
