@@ -48,7 +48,7 @@ FASTGRAPH_INLINE void add_products(const float* w, int64_t weight_stride, const 
     for (int half = 0; half < 2; half++) {
       const F16 x = load(cell + half * kLanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < R; i++) total[i][half] = product(broadcast(w[2 * i + half]), x, total[i][half]);
+      for (int i = 0; i < R; i++) total[i][half] = product(w + 2 * i + half, x, total[i][half]);
     }
   }
 }
@@ -65,7 +65,7 @@ class Fp32Cells {
 
   template <int R>
   static FASTGRAPH_INLINE_MEMBER void accumulate(const float* w, int64_t weight_stride, const float* cell, int64_t taps, F16 (&total)[R][2]) {
-    add_products(w, weight_stride, cell, kCell, taps, total, [](F16 a, F16 b, F16 sum) { return fma(a, b, sum); });
+    add_products(w, weight_stride, cell, kCell, taps, total, [](const float* weight, F16 x, F16 sum) { return fma(broadcast(*weight), x, sum); });
   }
 };
 
@@ -88,7 +88,7 @@ class Bf16Cells {
 
   template <int R>
   static FASTGRAPH_INLINE_MEMBER void accumulate(const float* w, int64_t weight_stride, const float* cell, int64_t taps, F16 (&total)[R][2]) {
-    const auto product = [](F16 a, F16 b, F16 sum) { return dot(a, b, sum); };
+    const auto product = [](const float* weight, F16 x, F16 sum) { return dot_broadcast(weight, x, sum); };
     const int64_t pairs = taps / 2;
     add_products(w, weight_stride, cell, 2 * kCell, pairs, total, product);
     if (taps % 2) add_products(w + pairs * weight_stride, weight_stride, cell + (taps - 2) * kCell, kCell, 1, total, product);

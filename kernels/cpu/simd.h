@@ -110,9 +110,12 @@ FASTGRAPH_INLINE F16 pair_up(F16 first, F16 second) {
                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(order), __m512i(_mm512_cvtne2ps_pbh(second.v, first.v))))};
 }
-// sum + the two products of each pair, accumulated in fp32; takes denormals as zero.
-FASTGRAPH_INLINE F16 dot(F16 a, F16 b, F16 sum) {
-  return {_mm512_dpbf16_ps(sum.v, __m512bh(_mm512_castps_si512(a.v)), __m512bh(_mm512_castps_si512(b.v)))};
+// sum + the two products of each pair of `b` with the pair at `word`, accumulated in fp32; takes denormals as zero. As
+// assembly, since GCC 12 loads the broadcast by an instruction of its own: Net's convolution 1.2 times as fast so.
+FASTGRAPH_INLINE F16 dot_broadcast(const float* word, F16 b, F16 sum) {
+  __m512 total = sum.v;
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(total) : "v"(b.v), "m"(*word));
+  return {total};
 }
 #endif
 
