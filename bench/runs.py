@@ -21,7 +21,10 @@ from bench.report import Report
 from bench.session import CaseReport, CeilingBlocks, session
 from bench.table import table
 
-CEILINGS = CeilingBlocks(("fma", "bf16", "L2", "L3", "memory", "launch"))
+
+def ceilings(setting: Setting) -> CeilingBlocks:
+    """What limits a case of this setting; the dot product in bf16 limits nothing else."""
+    return CeilingBlocks(("fma", *(["bf16"] if setting.dtype == "bf16" else []), "L2", "L3", "memory", "launch"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
             for setting in run.settings:
                 with session(run.backends, setting) as running:
                     for case in run.cases:
-                        done.append(running.run(case, run.plan, CEILINGS, progress=tell))
+                        done.append(running.run(case, run.plan, ceilings(setting), progress=tell))
                         tell.advance()
                         console.print(table(done[-1]))
     except KeyboardInterrupt:

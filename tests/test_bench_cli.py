@@ -14,7 +14,7 @@ import torch
 
 import bench
 from bench import arguments, cases, cli, runs
-from bench.backends import BACKENDS
+from bench.backends import BACKENDS, Setting
 from bench.measure import MLPERF_QUERIES
 from bench.report import Report
 from bench.session import CaseReport, Session
@@ -209,6 +209,13 @@ def test_wrong_instruction_set_ends_with_one_line() -> None:
     assert said.returncode == 2
     (line,) = said.stderr.splitlines()
     assert line.startswith("python -m bench: error: FASTGRAPH_CPU: 'mmx' is unknown")
+
+
+@pytest.mark.parametrize(("dtype", "counts"), [("fp32", False), ("bf16", True)])
+def test_the_dot_product_limits_bf16_alone(dtype: str, counts: bool) -> None:
+    names = runs.ceilings(Setting(dtype, 2)).names
+    assert ("bf16" in names) is counts
+    assert {"fma", "L2", "L3", "memory", "launch"} <= set(names)
 
 
 def test_first_calls_do_not_profit_from_earlier_runs(monkeypatch: pytest.MonkeyPatch) -> None:
