@@ -28,7 +28,7 @@ from bench.user_model import UsageError, user_cases
 from fastgraph.data import digits, photograph
 
 WIDTH = 200  # of the tables where the output is no terminal
-BATCHES = {"deep": (1, 16, 128, 1024), "net": (1, 4)}
+BATCHES = {"deep": (1, 16, 1024), "net": (1, 4)}
 QUICK_BATCHES = {"deep": (1,), "net": (1,)}
 MODE_BATCHES = {"single-stream": QUICK_BATCHES, "offline": {"deep": (8192,), "net": (16,)}}
 QUICK_BACKENDS = ("eager", "compile", "onnxruntime", "fastgraph")

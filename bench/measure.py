@@ -40,7 +40,7 @@ class Plan:
     min_calls: int = 0
 
 
-DEFAULT = Plan(rounds=15, block_s=0.05, warm_up_s=1.0, case_s=10.0)
+DEFAULT = Plan(rounds=15, block_s=0.05, warm_up_s=1.0, case_s=6.0)
 QUICK = Plan(rounds=5, block_s=0.03, warm_up_s=0.3, case_s=1.5)
 
 

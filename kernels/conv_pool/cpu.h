@@ -1,9 +1,9 @@
-// Convolution, bias, ReLU and max-pooling on the CPU in one pass, fp32.
+// Convolution, bias, ReLU and max-pooling on the CPU in one pass; fp32, or with pixels and weights in bf16.
 //
 // Pixels are the vector lanes, so any number of output channels fills the registers, rows come out
 // as rows ([O][W], ready to be the rows of an mlp), and one weight is broadcast over sixteen pixels.
 // Convolution rows live only in registers: a tile of columns walks down the image, taking the vertical
-// maximum as it goes. What is kept of a strip are the rows of those maxima, then pooled horizontally.
+// maximum as it goes, of columns that are already pooled along the row where pools_pairs() says so.
 #pragma once
 
 #include <stdint.h>
@@ -38,6 +38,8 @@ struct ConvPoolShape {
   int64_t window_floats;            // for the image rows behind a strip, padded, or transformed column by column
   int64_t scratch_floats;           // for one strip
 };
+
+constexpr int64_t kWinogradCell = 64;  // floats: four transformed vectors of one channel of one image row
 
 // Left of each row of vertical maxima: zeros, which are what padding contributes after ReLU.
 constexpr int64_t kMaximaMargin = 16;
