@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fastgraph
+import kernels.conv_pool.op
 import kernels.conv_pool.reference
 import kernels.conv_pool_mlp.op
 import kernels.mlp.reference
@@ -105,6 +106,18 @@ def test_conv_pool_and_conv_pool_mlp(isa: str, generator: torch.Generator) -> No
     y = ops.conv_pool_mlp(x, weight, bias, *GEOMETRY, *mlp)
     rows = ops.conv_pool(x, weight, bias, *GEOMETRY).view(-1, 28)
     assert torch.equal(y, ops.mlp(rows, *mlp))
+
+
+@needs_kernels
+def test_images_in_bf16_are_widened_some_at_a_time(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, bias = convolution(generator)
+    x = random(generator, (5, 3, 20, 59)).bfloat16()
+    weights, biases = layers(generator, [28, 40, 3])
+    mlp = (bf16(weights), bf16(biases), ["relu", "none"])
+    expected = ops.conv_pool(x, weight, bias, *GEOMETRY), ops.conv_pool_mlp(x, weight, bias, *GEOMETRY, *mlp)
+    monkeypatch.setattr(kernels.conv_pool.op, "WIDENED_FLOATS", 2 * x[0].numel())
+    assert torch.equal(ops.conv_pool(x, weight, bias, *GEOMETRY), expected[0])
+    assert torch.equal(ops.conv_pool_mlp(x, weight, bias, *GEOMETRY, *mlp), expected[1])
 
 
 def test_gradients_with_mixed_dtypes(generator: torch.Generator) -> None:

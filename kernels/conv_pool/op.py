@@ -13,7 +13,7 @@ dot products, the transformed pixels and weights are rounded to bf16), fp32, fp1
 all else in ATen. RuntimeError for tensors that do not fit together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from kernels.weights import Packed
 
 MAX_OPEN_ROWS = 16  # pooling windows that one row can lie in; kMaxOpenRows in kernels/conv_pool/cpu.h
 MAX_POOL_PADDING = 16  # kMaximaMargin there
+WIDENED_FLOATS = 1 << 20  # of bf16 images that are widened at once
 
 GEOMETRY = (
     "int[2] stride, int[2] padding, int[2] dilation, "
@@ -114,8 +115,8 @@ def pack(tensors: Sequence[torch.Tensor | None], geometry: Geometry) -> Any:
     module = native.kernels()
     assert module is not None
     weight, bias = (None if t is None else t.detach().float().contiguous() for t in tensors)
-    assert weight is not None and tensors[0] is not None
-    bf16 = tensors[0].dtype is torch.bfloat16
+    assert weight is not None
+    bf16 = any(t is not None and t.dtype is torch.bfloat16 for t in tensors)
     out_channels, in_channels, *kernel = weight.shape
     sizes = [in_channels, out_channels, *kernel, *(n for pair in geometry[:-1] for n in pair)]
     return module.ConvPool(weight.data_ptr(), 0 if bias is None else bias.data_ptr(), sizes, geometry[-1], bf16)
@@ -129,14 +130,24 @@ def packed(weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) 
     return _packed.get([weight, bias], tuple(tuple(v) if isinstance(v, list) else v for v in geometry))
 
 
+def widened(image: torch.Tensor, output: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images as fp32, some at a time lest memory grow with the batch, each with its part of `output` [B, ..]."""
+    count = max(1, WIDENED_FLOATS // image[0].numel())
+    wide = torch.empty_like(image[:count], dtype=torch.float32)
+    for part, to in zip(image.split(count), output.split(count), strict=True):
+        yield wide[: len(part)].copy_(part), to
+
+
 def run(packed_conv: Any, image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """The kernel on images [B, C, H, W], contiguous, fp32 or bf16; `size` is that of the result."""
-    wide = image.float()
-    output = wide.new_empty(*size)
-    batch, _, height, width = image.shape
-    if batch:
-        packed_conv.run(wide.data_ptr(), batch, height, width, output.data_ptr(), torch.get_num_threads())
-    return output.to(image.dtype)
+    output = image.new_empty(*size)
+    if image.shape[0] and image.dtype is not torch.float32:
+        for part, to in widened(image, output):
+            to.copy_(run(packed_conv, part, tuple(to.shape)))
+    elif image.shape[0]:
+        batch, _, height, width = image.shape
+        packed_conv.run(image.data_ptr(), batch, height, width, output.data_ptr(), torch.get_num_threads())
+    return output
 
 
 def conv_pool_cpu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> torch.Tensor:

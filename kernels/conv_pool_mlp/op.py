@@ -71,13 +71,15 @@ def row_by_row(input: torch.Tensor, arguments: Arguments) -> bool:
 
 def run(packed_conv: Any, packed_mlp: Any, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The kernel on images [B, C, H, W], contiguous, fp32 or bf16; `size` is that of the result."""
-    wide = image.float()
-    output = wide.new_empty(*size)
+    output = image.new_empty(*size)
     batch, _, height, width = image.shape
-    if batch:
+    if batch and image.dtype is not torch.float32:
+        for part, to in conv_pool.widened(image, output.view(batch, size[0] // batch, size[1])):
+            to.copy_(run(packed_conv, packed_mlp, part, (to.shape[0] * to.shape[1], size[1])).view(to.shape))
+    elif batch:
         threads = torch.get_num_threads()
-        packed_conv.run_mlp(packed_mlp, wide.data_ptr(), batch, height, width, output.data_ptr(), threads)
-    return output.to(image.dtype)
+        packed_conv.run_mlp(packed_mlp, image.data_ptr(), batch, height, width, output.data_ptr(), threads)
+    return output
 
 
 def in_two(input: torch.Tensor, arguments: Arguments) -> torch.Tensor:
