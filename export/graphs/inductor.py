@@ -2,6 +2,9 @@
 
 Inductor is stopped once it has fused, before it writes code: that takes a second or two and no compiler. It keeps the
 graph's nodes with everything it derives from them, in ``origins`` and ``meta["from_node"]`` (torch 2.14).
+
+There are no times: torch's profiler has them for the C++ that Inductor writes (``cpp.enable_kernel_profile``), but that
+takes the compiler, 13 to 17 seconds for a reference model on one core, and one C++ kernel holds several of these.
 """
 
 from __future__ import annotations
