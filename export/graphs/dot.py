@@ -84,7 +84,7 @@ def _nodes(column: graphviz.Digraph, index: int, graph: Graph, picture: Picture)
                 color="#4477aa",
                 fillcolor="#eef3f9",
             )
-            box.attr(fontsize="11", fontcolor="#225588")
+            box.attr(fontsize="10", fontcolor="#225588")
             for node in graph.nodes:
                 if node.name in names and node.name not in inside:
                     inside.add(node.name)
