@@ -8,7 +8,7 @@ from statistics import median
 
 from torch import Tensor
 
-from export.graphs.text import seconds
+from export.graphs import text
 from export.runtime import session
 
 ROUNDS, BUDGET_S = (10, 2000), 4.0
@@ -36,6 +36,6 @@ def compare(ours: Path, plain: Path, x: Tensor, threads: int | None = None) -> s
     used = running[0].get_session_options().intra_op_num_threads
     shape = "x".join(map(str, x.shape))
     return (
-        f"{ours.name} on {shape}, onnxruntime, {used} thread(s), median of {turn}: {seconds(mine)}; "
-        f"the plain export {seconds(other)}, {other / mine:.2f} times as long"
+        f"{ours.name} on {shape}, onnxruntime, {text.threads(used)}, median of {turn}: {text.seconds(mine)}; "
+        f"the plain export {text.seconds(other)}, {other / mine:.2f} times as long"
     )

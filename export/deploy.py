@@ -117,9 +117,9 @@ def _onnx_files(one: Entry, out: Path, measured: bool, say: Say) -> None:
     (served / "1").mkdir(parents=True, exist_ok=True)
     if one.served is one.model:
         shutil.copyfile(path, served / "1" / "model.onnx")
-    else:
+    else:  # the server runs it on a GPU where there is one
         again = fastgraph.optimize(one.served, (one.example,), verify=False)
-        to_onnx(again, (one.example,), served / "1" / "model.onnx", overwrite=True, **about)  # type: ignore[arg-type]
+        to_onnx(again, (one.example,), served / "1" / "model.onnx", overwrite=True, row_blocks=False, **about)  # type: ignore[arg-type]
     if one.labels:
         files.write(served / "labels.txt", "\n".join(one.labels) + "\n")
     text = triton_config.config(served / "1" / "model.onnx", one.key, "labels.txt" if one.labels else "")

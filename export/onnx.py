@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 import fastgraph
 from export import check, files
+from export.row_blocks import in_row_blocks
 from fastgraph import precision
 from fastgraph.capture import Captured, capture, flatten_inputs
 from fastgraph.capture import export as torch_export
@@ -43,12 +44,14 @@ def to_onnx(
     name: str | None = None,
     preprocessing: str | None = None,
     labels: Sequence[str] | None = None,
+    row_blocks: bool = True,
 ) -> check.Verified | None:
     """Writes ``model`` as one ONNX file that takes any batch.
 
     A plain module is written as it is. A module from ``fastgraph.optimize`` is written as its simplified graph, in
     standard operators that every runtime has: batch-norm folded, no dropout, no ReLU without effect, ReLU after the
-    pool.
+    pool. A convolution on a large image whose pooled rows go through linear layers (``Net``) is a ``Loop`` over blocks
+    of rows, which keeps what is between them in the CPU's cache (``export.row_blocks``).
 
     The first axis of every input is dynamic and named ``batch``; so is every other axis that the model leaves free
     (``height`` and ``width`` of images, ``length`` of sequences). The inputs are named ``input`` and the outputs
@@ -71,6 +74,7 @@ def to_onnx(
         name: of the model, by default its class's.
         preprocessing: how an input is made of the data, in words.
         labels: of the classes, in order.
+        row_blocks: False writes no such loop: for a GPU, which has to be fed large operators.
 
     Returns:
         What was verified; None without verification.
@@ -95,7 +99,10 @@ def to_onnx(
     if flat[0].shape[0] == 0:
         flat = check.rows(flat, 2)
     program = _program(_in_standard_operators(captured, dtype, simplify=optimized), check.rows(flat, 2), opset, model)
-    _finish(program.model, program.exported_program, name or type(model).__name__, preprocessing, labels)
+    _finish(program.model, name or type(model).__name__, preprocessing, labels)
+    if optimized and row_blocks:
+        names = [str(value.name) for value in program.model.graph.inputs]
+        in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in flat), strict=True)))
     data = program.model_proto.SerializeToString()
     check.check(data)
     verified = check.verify(data, captured, flat, dtype) if verify else None
@@ -192,7 +199,7 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
-def _finish(model: Any, program: Any, name: str, preprocessing: str | None, labels: Sequence[str] | None) -> None:
+def _finish(model: Any, name: str, preprocessing: str | None, labels: Sequence[str] | None) -> None:
     """Names inputs, outputs and axes, and says what the file is."""
     _rename("input", model.graph.inputs)
     _rename("output", model.graph.outputs)

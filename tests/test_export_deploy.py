@@ -1,6 +1,8 @@
 """The deployment folder and the command line."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +76,43 @@ def test_the_python_client_runs(folder: tuple[Path, list[str]], key: str, image:
     assert re.fullmatch(expected, done.stdout.strip()), done.stdout
 
 
+def compiled(out: Path, folder: Path) -> Path:
+    """The C++ client, against onnxruntime's headers and the library of its Python package."""
+    places = [os.environ.get("ONNXRUNTIME_INCLUDE", ""), "/usr/include/onnxruntime", "/usr/local/include/onnxruntime"]
+    header = "onnxruntime_cxx_api.h"
+    include = next((place for place in places if place and (Path(place) / header).is_file()), None)
+    if include is None or shutil.which("g++") is None:
+        pytest.skip(f"no g++, or no {header}: ONNXRUNTIME_INCLUDE names the folder of onnxruntime's C++ headers")
+    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (folder / name).symlink_to(library)
+    command = ["g++", "-std=c++17", "-O1", str(out / "client" / "client.cc"), "-I", include, "-L", str(folder)]
+    done = subprocess.run(
+        [*command, "-lonnxruntime", f"-Wl,-rpath,{folder}", "-o", str(folder / "client")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "client"
+
+
+def test_the_cpp_client_runs(folder: tuple[Path, list[str]], tmp_path: Path) -> None:
+    out, _ = folder
+    client = compiled(out, tmp_path)
+    for key, image, expected in (
+        ("deep", "digit_5.pgm", r"class 5, probability 0\.[5-9]\d+"),
+        ("net", "photograph.ppm", r"5728 outputs, 0\.5\d* to 0\.\d+, mean 0\.[6-9]\d+"),
+    ):
+        command = [client, out / f"{key}.onnx", out / "client" / image]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert re.fullmatch(expected, done.stdout.strip()), done.stdout
+    done = subprocess.run([client, out / "deep.onnx", out / "README.md"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "needs a binary PGM or PPM" in done.stderr
+
+
 def test_the_clients_image_is_the_photograph(folder: tuple[Path, list[str]]) -> None:
     pixels = np.asarray(Image.open(folder[0] / "client" / "photograph.ppm"), np.float32)
     again = torch.from_numpy((pixels / 255 - 0.5) / 0.5).permute(2, 0, 1)[None]
@@ -91,9 +130,7 @@ def test_both_exports_are_compared_in_one_run(folder: tuple[Path, list[str]]) ->
 
     path = folder[0] / "deep.onnx"
     line = compare(path, path, torch.rand(1, 784), threads=1)
-    pattern = (
-        r"deep.onnx on 1x784, onnxruntime, 1 thread\(s\), median of (\d+): .* the plain export .*, ([\d.]+) times as"
-    )
+    pattern = r"deep.onnx on 1x784, onnxruntime, 1 thread, median of (\d+): .* the plain export .*, ([\d.]+) times as"
     found = re.match(pattern, line)
     assert found is not None, line
     assert int(found[1]) >= 10

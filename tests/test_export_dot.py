@@ -19,7 +19,8 @@ def test_boxes_figures_and_colours() -> None:
     source = graphs.to_dot(pictures.net())
     for index in range(3):
         assert f"subgraph cluster_{index}" in source
-    assert 'label="fastgraph.conv_pool_mlp  (conv_pool_mlp_default)"' in source
+    assert "label=conv_pool_mlp labeljust=l" in source
+    assert r"conv1.weight, conv1.bias, fc1.weight,\nfc2.weight, fc1.bias, fc2.bias\n644 MFLOP" in source
     assert r"conv2d\n[1, 16, 718, 478] float32\nconv1.weight, conv1.bias\n297 MFLOP · 26.1 MB" in source
     assert "0_conv2d -> 0_relu" in source.replace('"', "")
     assert r"\nof max_pool2d, relu" in source

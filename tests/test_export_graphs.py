@@ -84,6 +84,11 @@ def test_net() -> None:
         ("library addmm", ("linear_1",)),
         ("loop relu sigmoid", ("relu_2", "relu_3", "sigmoid")),
     ]
+    assert [node.flops for node in picture.inductor.nodes] == [
+        *(0, 0, 2 * 16 * 27 * 718 * 478),  # arranging operands computes nothing
+        16 * 718 * 478 + 9 * 16 * 358 * 238,
+        *(2 * 5728 * 238 * 120, 5728 * 120, 2 * 5728 * 120, 3 * 5728),
+    ]
     assert edges(picture.inductor)[:3] == ["op0 > op2", "op1 > op2", "op2 > op3"]
 
 

@@ -66,6 +66,14 @@ def test_only_values_that_pass_a_node_by_are_arcs() -> None:
     assert graphs.to_html("t", [Picture("p", skipping, eager, eager)]).count("<path") == 1
 
 
+def test_a_line_goes_past_eager_nodes_that_no_kernel_stands_for() -> None:
+    eager = Graph("g", (node("a", "a"), node("b", "b"), node("c", "c")), (Edge("a", "b"), Edge("b", "c")))
+    without = Graph("k", (node("a", "a"), node("c", "c")), (Edge("a", "c"),))
+    html = graphs.to_html("t", [Picture("p", eager, eager, without)])
+    assert f'class="band next" style="grid-row:1/2;--gap:{page.ROW_EM:.2f}em"' in html
+    assert html.count('class="band next" style="grid-row:1/2;--gap:0.00em"') == 2
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless browser of the system's."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fastgraph
-from export.graphs import inductor
+from export.graphs import inductor, text
 from export.graphs.dot import INSTALL, have_dot, render, to_dot
 from export.graphs.nodes import Edge, Graph, Node, Picture, read
 from export.graphs.page import to_html
@@ -39,8 +39,9 @@ def draw(model: nn.Module, example_inputs: tuple[Any, ...], *, name: str = "", m
     if measured:
         seconds, rounds = measure(list(zip(modules, recorded, strict=True)), flat)
         notes.append(
-            f"Times: median of {rounds} rounds, both graphs node by node in each, {torch.get_num_threads()} thread(s); "
-            "Python's part of a call is in them. Inductor's kernels are not timed one by one."
+            f"Times: median of {rounds} rounds, both graphs node by node in each, "
+            f"{text.threads(torch.get_num_threads())}; Python's part of a call is in them. "
+            "Inductor's kernels are not timed."
         )
     titles = ("Captured (eager)", "Rewritten (fastgraph)")
     eager, rewritten = (

@@ -25,6 +25,8 @@ _REFERENCES: dict[Any, Callable[..., Any]] = {
     torch.ops.fastgraph.conv_pool_mlp.default: lambda x, w, b, *rest: conv_pool_mlp(x, w, b, rest[:7], *rest[7:]),
 }
 _FREE = (aten.clone, aten.copy_, aten._to_copy, aten.contiguous, aten.empty, aten.cat, aten.constant_pad_nd)
+# The second is Inductor's own for the first.
+_POOLS = ("aten.max_pool2d_with_indices", "prims._low_memory_max_pool_with_offsets")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class _Flops(TorchDispatchMode):
         packet = func._overloadpacket
         if packet in flop_registry:
             self.total += int(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
-        elif packet is aten.max_pool2d_with_indices:
+        elif str(packet) in _POOLS:
             self.total += result[0].numel() * math.prod(_pair(args[1]))
         elif packet not in _FREE and not _is_view(func):
             self.total += max((t.numel() for t in pytree.tree_leaves((args, result)) if _is_tensor(t)), default=0)
@@ -65,6 +67,23 @@ def cost(node: fx.Node, values: dict[fx.Node, Any]) -> Cost:
     with torch.no_grad(), _Flops() as flops:
         _REFERENCES.get(node.target, node.target)(*args, **kwargs)
     return Cost(flops.total, moved)
+
+
+def operations(node: fx.Node) -> int:
+    """Floating-point operations of a node that has fake tensors in ``meta["val"]``, as Inductor's have."""
+    if not isinstance(node.target, torch._ops.OpOverload) or _is_view(node.target):
+        return 0
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _meta(n.meta["val"]))
+    with torch.no_grad(), _Flops() as flops:
+        node.target(*args, **kwargs)
+    return flops.total
+
+
+def _meta(value: Any) -> Any:
+    """Without data: the same tensors, their free sizes those of the example."""
+    return pytree.tree_map_only(
+        torch.Tensor, lambda t: torch.empty([int(n) for n in t.shape], dtype=t.dtype, device="meta"), value
+    )
 
 
 def _is_view(func: Any) -> bool:

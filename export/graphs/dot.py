@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import graphviz
@@ -20,12 +21,13 @@ _COOL, _HOT = (255, 255, 255), (255, 150, 60)
 
 
 def to_dot(picture: Picture) -> str:
-    """The graphs side by side. A box around eager nodes has the name of the rewritten node that stands for them.
+    """The graphs side by side. A box around eager nodes has the name of the rewritten operator that stands for them.
 
     Where times were measured, a node is the more orange the longer it takes, compared with the whole captured graph.
     """
     dot = graphviz.Digraph(picture.name, graph_attr=_ATTRIBUTES)
-    dot.attr(label="\\n".join(_escape(line) for line in (picture.name, *picture.notes)), labelloc="t", fontsize="16")
+    notes = [line for note in picture.notes for line in textwrap.wrap(note, 90)]
+    dot.attr(label="\\n".join(_escape(line) for line in (picture.name, *notes)), labelloc="t", fontsize="16")
     dot.attr("node", shape="box", style="rounded,filled", fontname=_FONT, fontsize="11", margin="0.12,0.06")
     dot.attr("edge", color="#555555", arrowsize="0.7")
     for index, graph in enumerate(picture.graphs):
@@ -75,8 +77,14 @@ def _nodes(column: graphviz.Digraph, index: int, graph: Graph, picture: Picture)
     inside: set[str] = set()
     for number, (region, names) in enumerate(picture.regions() if index == 0 else []):
         with column.subgraph(name=f"cluster_region_{number}") as box:
-            box.attr(label=_escape(_title(region)), style="rounded,filled", color="#4477aa", fillcolor="#eef3f9")
-            box.attr(fontsize="11", fontcolor="#225588")
+            box.attr(
+                label=_escape(region.operator.removeprefix("fastgraph.")),
+                labeljust="l",
+                style="rounded,filled",
+                color="#4477aa",
+                fillcolor="#eef3f9",
+            )
+            box.attr(fontsize="10", fontcolor="#225588")
             for node in graph.nodes:
                 if node.name in names and node.name not in inside:
                     inside.add(node.name)
@@ -88,10 +96,10 @@ def _nodes(column: graphviz.Digraph, index: int, graph: Graph, picture: Picture)
 
 def _draw(dot: graphviz.Digraph, index: int, picture: Picture, node: Node) -> None:
     graph = picture.graphs[index]
-    lines = [_title(node), text.shape(node), ", ".join(node.parameters), text.figures(graph, node)]
-    if index == 2:
-        lines.append("of " + ", ".join(node.origins))
-    label = "\\n".join(_escape(_shortened(line)) for line in lines if line)
+    lines = [_title(node), text.shape(node), *_wrapped(", ".join(node.parameters)), text.figures(graph, node)]
+    if index == 2 and node.origins:
+        lines += _wrapped("of " + ", ".join(node.origins))
+    label = "\\n".join(_escape(line) for line in lines if line)
     dot.node(_id(index, node.name), label=label, fillcolor=_colour(picture.heat(node)))
 
 
@@ -99,8 +107,9 @@ def _title(node: Node) -> str:
     return node.name if node.name == node.operator else f"{node.operator}  ({node.name})"
 
 
-def _shortened(line: str, length: int = 64) -> str:
-    return line if len(line) <= length else line[: length - 1] + "…"
+def _wrapped(line: str, width: int = 48, most: int = 4) -> list[str]:
+    """The line in several, broken at its blanks; what is too long ends in an ellipsis."""
+    return textwrap.wrap(line, width, break_long_words=False, max_lines=most, placeholder=" …")
 
 
 def _colour(heat: float) -> str:

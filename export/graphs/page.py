@@ -54,8 +54,11 @@ def _section(index: int, picture: Picture) -> str:
 def _column(section: int, number: int, picture: Picture, rows: dict[str, int], heights: list[float]) -> str:
     graph = picture.graphs[number]
     bands = _bands(_pieces(graph, rows))
+    tops = [0.0, *accumulate(heights)]
+    below = [tops[first] for first, *_ in bands[1:]] + [tops[-1]]
     cells = "".join(
-        f'<div class="band{" next" * _leads_on(graph, bands, place)}" style="grid-row:{first + 1}/{end + 1}">'
+        f'<div class="band{" next" * _leads_on(graph, bands, place)}" '
+        f'style="grid-row:{first + 1}/{end + 1};--gap:{below[place] - tops[end]:.2f}em">'
         + "".join(_card(section, number, picture, piece) for piece in band)
         + "</div>"
         for place, (first, end, band) in enumerate(bands)

@@ -26,6 +26,11 @@ def seconds(value: float) -> str:
     return f"{value / 1e-6:.3g} µs"
 
 
+def threads(number: int) -> str:
+    """1 thread, 2 threads"""
+    return f"{number} thread" + ("" if number == 1 else "s")
+
+
 def figures(graph: Graph, node: Node) -> str:
     """5.4 ms (45 %) · 296 MFLOP · 28 MB; empty where there are none."""
     parts = []
