@@ -48,6 +48,18 @@ def test_geometries(name: str, bias: bool, generator: torch.Generator) -> None:
     assert (y > 0).float().mean() > 0.02 or name == "all_padding"
 
 
+@pytest.mark.parametrize("width", [5, 6, 31, 32, 33, 34, 35, 36, 37, 38, 63, 64, 65, 66, 67, 68, 69, 70, 98, 99, 100])
+@pytest.mark.parametrize(("pool", "padding"), [(2, 0), (2, 1), (3, 0), (3, 1)])
+@pytest.mark.usefixtures("isa")
+def test_widths_around_the_blocks(width: int, pool: int, padding: int, generator: torch.Generator) -> None:
+    """Windows that lie across two blocks of columns, at the first column and at the last."""
+    x, weight = random(generator, (1, 2, 9, width)), random(generator, (7, 2, 3, 3), 0.3)
+    bias = random(generator, (7,))
+    geometry = ([1, 1], [0, 0], [1, 1], [pool] * 2, [2, 2], [padding] * 2)
+    for ceil_mode in (False, True):
+        check_op(conv_pool, reference.conv_pool, x, weight, bias, *geometry, ceil_mode)
+
+
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 

@@ -39,6 +39,16 @@ def test_every_activation(activation: str, scale: float, generator: torch.Genera
     check_op(mlp, reference.mlp, random(generator, (50, 40), scale), weights, biases, [activation])
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu+sigmoid", "gelu+softmax", "tanh+gelu+log_softmax"])
+@pytest.mark.parametrize("features", [1, 2, 7, 8, 9, 16, 17, 24, 25, 120])
+@pytest.mark.usefixtures("isa")
+def test_heads_of_few_outputs(activation: str, features: int, generator: torch.Generator) -> None:
+    """Half panels, alone and behind whole ones; what follows the last layer is applied when results lie together."""
+    weights, biases = layers(generator, [33, 19, features])
+    for rows in (1, 3, 4, 5, 12, 13, 33):
+        check_op(mlp, reference.mlp, random(generator, (rows, 33), 3.0), weights, biases, ["relu", activation])
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "tanh", "sigmoid"])
 @pytest.mark.usefixtures("isa")
 def test_activation_over_the_whole_range(activation: str) -> None:

@@ -165,7 +165,8 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   const int64_t group = std::max(kMinGroup, std::min(kMaximaFloats / (s.maxima_rows * s.maxima_width), kGroupWeights / s.taps));
   s.group_channels = ceil_div(g.out_channels, ceil_div(g.out_channels, group));
   s.window_floats = round_up(std::max(window_floats(s.strip_rows), padded_floats(winograd ? 1 : s.strip_rows)) + kLanes);
-  s.scratch_floats = s.maxima_rows * s.group_channels * s.maxima_width + s.window_floats + kLanes * image_rows(s.strip_rows);
+  const int64_t bounds = kLanes * image_rows(s.strip_rows), carries = in_registers ? g.out_channels * image_rows(s.strip_rows) : 0;
+  s.scratch_floats = s.maxima_rows * s.group_channels * s.maxima_width + s.window_floats + bounds + carries;
   return s;
 }
 

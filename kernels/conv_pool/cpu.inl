@@ -163,7 +163,7 @@ struct Maxima {
   static constexpr int kept = V;
 
   template <bool pairs, int R, int V>
-  FASTGRAPH_INLINE_MEMBER void reduce(const F16 (&total)[R][V], F16 (&value)[R][V]) const {
+  FASTGRAPH_INLINE_MEMBER void reduce(const F16 (&total)[R][V], F16 (&value)[R][V], int64_t, int64_t) const {
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
       if constexpr (pairs) {
@@ -182,15 +182,18 @@ struct Maxima {
   }
 };
 
-// Pooled along the row in registers, from columns in pairs (pools_pairs), to the output. The first window begins where the
-// columns do. Of windows of three, the last is not whole: columns overlap by two.
+// Pooled along the row in registers, from columns in pairs (pools_pairs), to the output. Windows of two are the pairs. Those
+// of three begin a column before their pair, with the last column of the pair before it; sixteen pairs further on that is
+// the carry. So the first pair of a row completes no window.
 template <int kernel>
 struct PooledPairs {
-  static constexpr int64_t kWindows = kernel == 3 ? kLanes - 1 : kLanes;
+  static constexpr int64_t kBefore = kernel - 2;
 
-  PooledPairs(const ConvPoolShape& s, float* out, int64_t out_channel, int64_t first_window)
-      : out_(out + first_window), out_channel_(out_channel), out_width_(s.out_width), count_(s.out_width - first_window),
-        begin_(2 * first_window - s.g.pool_padding_w), inside_(begin_ >= 0 && begin_ + 2 * kLanes <= s.conv_width) {
+  // Windows [first_window, first_window + 16), the first of which may be -kBefore. `carry` is [convolution row][channel].
+  PooledPairs(const ConvPoolShape& s, float* out, int64_t out_channel, int64_t first_window, float* carry)
+      : skips_(first_window < 0), out_(out + (skips_ ? 0 : first_window)), out_channel_(out_channel), out_width_(s.out_width),
+        count_(s.out_width - (skips_ ? 0 : first_window)), begin_(2 * first_window - s.g.pool_padding_w + kBefore),
+        inside_(begin_ >= 0 && begin_ + 2 * kLanes <= s.conv_width), carry_(carry), carry_row_(s.g.out_channels) {
     for (int i = 0; i < 2 * kLanes; i++) exists_[i % 2][i / 2] = begin_ + i >= 0 && begin_ + i < s.conv_width ? 1.0f : 0.0f;
   }
 
@@ -200,16 +203,22 @@ struct PooledPairs {
   static constexpr int kept = 1;
 
   template <bool pairs, int R>
-  FASTGRAPH_INLINE_MEMBER void reduce(const F16 (&total)[R][2], F16 (&value)[R][1]) const {
-    static_assert(pairs && (kernel == 2 || kernel == 3), "two or three columns, even and odd ones apart");
-    if (inside_) {
-#pragma GCC unroll 8
-      for (int i = 0; i < R; i++) value[i][0] = pooled(total[i][0], total[i][1]);
-    } else {  // columns that do not exist are padding: zeros, which ReLU makes the smallest
+  FASTGRAPH_INLINE_MEMBER void reduce(F16 (&total)[R][2], F16 (&value)[R][1], int64_t row, int64_t channel) const {
+    float* carry = carry_ + row * carry_row_ + channel;
+    static_assert(pairs && (kernel == 2 || kernel == 3), "two or three columns, the pair's first and second ones apart");
+    if (!inside_) {  // columns that do not exist are padding: zeros, which ReLU makes the smallest
       const F16 zero = broadcast(0.0f);
-      const Mask even = less(zero, load(exists_[0])), odd = less(zero, load(exists_[1]));
+      const Mask first = less(zero, load(exists_[0])), second = less(zero, load(exists_[1]));
 #pragma GCC unroll 8
-      for (int i = 0; i < R; i++) value[i][0] = pooled(select(even, total[i][0], zero), select(odd, total[i][1], zero));
+      for (int i = 0; i < R; i++) {
+        total[i][0] = select(first, total[i][0], zero);
+        total[i][1] = select(second, total[i][1], zero);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+      value[i][0] = max(total[i][0], total[i][1]);
+      if constexpr (kernel == 3) value[i][0] = max(value[i][0], shift_in(carry + i, total[i][1]));
     }
   }
 
@@ -218,7 +227,11 @@ struct PooledPairs {
     float* row = out_ + channel * out_channel_ + p * out_width_;
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) value[i][0] = bits_max(value[i][0], broadcast(0.0f));  // ReLU of a finite number, -0 included
-    if (count_ > kWindows) {  // the windows that follow overwrite the last lane
+    if (skips_) {
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) value[i][0] = next_lanes(value[i][0]);
+    }
+    if (count_ >= kLanes) {  // the windows that follow overwrite the lane that was skipped
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++) {
         store(row + i * out_channel_, value[i][0]);
@@ -234,15 +247,13 @@ struct PooledPairs {
   }
 
  private:
-  static FASTGRAPH_INLINE_MEMBER F16 pooled(F16 even, F16 odd) {
-    const F16 best = max(even, odd);
-    return kernel == 3 ? max(best, next_lanes(even)) : best;
-  }
-
+  bool skips_;  // the first window
   float* out_;
   int64_t out_channel_, out_width_, count_, begin_;
   bool inside_;               // all 32 columns exist
-  float exists_[2][kLanes];   // 1 for even and odd columns that do
+  float exists_[2][kLanes];   // 1 for the pairs' first and second columns that do
+  float* carry_;
+  int64_t carry_row_;
 };
 
 template <bool finite>
@@ -263,7 +274,7 @@ FASTGRAPH_INLINE void conv_column(const Column& source, const PoolRows& rows, in
     if (top > r) continue;  // a row between two windows
     F16 total[R][V], row[R][W];
     tile.compute(r - start, total);
-    sink.template reduce<Column::kPairs>(total, row);
+    sink.template reduce<Column::kPairs>(total, row, r - start, sink_channel);
     if constexpr (!Column::kFinite) each<R, W>([&](int i, int v) { row[i][v] = absolute(relu(row[i][v])); });
     int64_t p = open, p_top = top, at = slot;
     for (; p <= rows.last && p_top <= r; p++, p_top += rows.stride, at = rows.next(at)) {
@@ -279,6 +290,30 @@ FASTGRAPH_INLINE void conv_column(const Column& source, const PoolRows& rows, in
       }
     }
     for (; open <= rows.last && r + 1 >= rows.end(top); open++, top += rows.stride) slot = rows.next(slot);
+  }
+}
+
+// The same for windows of two or three rows that advance by two and exist whole: no row is asked where it belongs.
+template <int kernel, int R, class Column, class Sink>
+FASTGRAPH_INLINE void column_of_pairs(const Column& source, const PoolRows& rows, int64_t channel, const Sink& sink) {
+  const auto tile = source.template tile<R, 2>(channel, 0);
+  int64_t r = 0;
+  const auto next = [&](F16 (&row)[R][1]) __attribute__((always_inline)) {
+    F16 total[R][2];
+    tile.compute(r, total);
+    sink.template reduce<true>(total, row, r++, channel);
+  };
+  F16 last[R][1], row[R][1], best[R][1];
+  if (kernel == 3) next(last);
+  for (int64_t p = 0; p <= rows.last - rows.first; p++) {
+    if (kernel == 2) next(last);
+    next(row);
+    each<R, 1>([&](int i, int v) { best[i][v] = max(row[i][v], last[i][v]); });
+    if (kernel == 3) {
+      next(last);
+      each<R, 1>([&](int i, int v) { best[i][v] = max(last[i][v], best[i][v]); });
+    }
+    sink.take(best, p, channel, 0);
   }
 }
 
@@ -317,16 +352,19 @@ FASTGRAPH_INLINE void strip_of(const ConvPoolCall& call, Column& source, const P
 
 // The same where pools_pairs().
 template <int kernel, class Column>
-void strip_of_pairs(const ConvPoolCall& call, Column& source, const PoolRows& rows, float* out, int64_t out_channel) {
+void strip_of_pairs(const ConvPoolCall& call, Column& source, const PoolRows& rows, float* out, int64_t out_channel, float* carry) {
   const ConvPoolShape& s = call.shape;
+  const bool whole = rows.kernel == kernel && rows.stride == 2 && rows.top(rows.first) >= 0 && rows.top(rows.last) + kernel <= rows.height;
   for (int64_t group = 0; group < s.g.out_channels; group += s.group_channels) {
     const RowTiles tiles = cut_rows(smaller(s.group_channels, s.g.out_channels - group), Column::kRows);
     with_largest<Column::kRows>(tiles, [&](auto largest) {
-      for (int64_t window = 0; window < s.out_width; window += PooledPairs<kernel>::kWindows) {
-        const PooledPairs<kernel> pooled(s, out, out_channel, window);
+      for (int64_t window = -PooledPairs<kernel>::kBefore; window < s.out_width; window += kLanes) {
+        const PooledPairs<kernel> pooled(s, out, out_channel, window, carry);
         source.prepare(pooled.begin());
         for_row_tiles<decltype(largest)::value>(tiles, [&](auto tile_rows, int64_t channel) {
-          conv_column<decltype(tile_rows)::value, 2>(source, rows, group + channel, 0, pooled, group + channel);
+          constexpr int R = decltype(tile_rows)::value;
+          if (whole) column_of_pairs<kernel, R>(source, rows, group + channel, pooled);
+          else conv_column<R, 2>(source, rows, group + channel, 0, pooled, group + channel);
         });
       }
     });
@@ -413,8 +451,8 @@ void winograd_strip(const ConvPoolCall& call, const float* image, int64_t readab
   float* largest = window + s.window_floats;
   Column column(call, image, strip.image_row, strip.rows, window, largest);
   if (!pools_pairs(s.g)) strip_of(call, column, strip.pool, out, out_channel, maxima);
-  else if (s.g.pool_kernel_w == 2) strip_of_pairs<2>(call, column, strip.pool, out, out_channel);
-  else strip_of_pairs<3>(call, column, strip.pool, out, out_channel);
+  else if (s.g.pool_kernel_w == 2) strip_of_pairs<2>(call, column, strip.pool, out, out_channel, largest + strip.rows * kLanes);
+  else strip_of_pairs<3>(call, column, strip.pool, out, out_channel, largest + strip.rows * kLanes);
   // Row by row: how a row is computed must depend on its own pixels only, not on how strips were cut.
   for (int64_t p = strip.pool.first; p <= strip.pool.last; p++, out += s.out_width) {
     const Strip row = strip_at(s, p, 1);

@@ -48,7 +48,7 @@ FASTGRAPH_INLINE void add_products(const float* w, int64_t weight_stride, const 
   for (int64_t k = 0; k < count; k++, w += weight_stride, cell += step) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
-      const F16 x = load(cell + half * kLanes);
+      const F16 x = R == 2 ? load_once(cell + half * kLanes) : load(cell + half * kLanes);
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++) total[i][half] = product(w + 2 * i + half, x, total[i][half]);
     }
@@ -117,31 +117,28 @@ class WinogradColumn {
   // Transforms the pixels behind convolution columns [column, column + 32), zeros where there are none.
   void prepare(int64_t column) {
     const ConvPoolShape& s = call_.shape;
-    const int64_t x = column - s.g.padding_w;
-    ahead_ = x + kPixels + kLanes;
-    for (int64_t r = 0; r < s.g.kernel_h - 1; r++) prefetch_row(r);
-    const bool inside = x >= 0 && x + kPixels <= s.width;
+    const int64_t x = column - s.g.padding_w, begin = x < 0 ? -x : 0, end = smaller(kPixels, s.width - x);
+    const bool inside = begin == 0 && end == kPixels, first = ahead_ == 0;  // nobody has asked for the first columns
+    for (int64_t r = 0; first && r < kRowsAhead; r++) prefetch_row(r);
     float* cell = cells_;
     Cells cells;
+    float padded[kPixels] = {}, zeros[kPixels] = {};
     for (int64_t r = 0; r < rows_; r++) {
       const int64_t y = first_row_ + r;
+      const bool exists = y >= 0 && y < s.height;
+      if (first) prefetch_row(r + kRowsAhead);
       F16 largest = load(largest_ + r * kLanes);
       for (int64_t c = 0; c < s.g.in_channels; c++, cell += kCell) {
         F16 phases[4];
-        const float* row = image_ + (c * s.height + y) * s.width;
-        const bool exists = y >= 0 && y < s.height;
-        if (exists && inside) {
-          transform(row + x, phases, largest);
-        } else {
-          float padded[kPixels] = {};
-          if (exists)
-            for (int64_t i = x < 0 ? -x : 0; i < kPixels && x + i < s.width; i++) padded[i] = row[x + i];
-          transform(padded, phases, largest);
-        }
+        const float* row = image_ + (c * s.height + y) * s.width + x;
+        if (exists && !inside && begin < end) memcpy(padded + begin, row + begin, size_t(end - begin) * sizeof(float));
+        transform(!exists ? zeros : inside ? row : padded, phases, largest);
         cells.put(phases, cell);
       }
       store(largest_ + r * kLanes, largest);
     }
+    ahead_ = x + kPixels;
+    for (int64_t r = 0; r < s.g.kernel_h - 1; r++) prefetch_row(r);
   }
 
   static constexpr bool kFinite = true, kPairs = true;
@@ -154,12 +151,12 @@ class WinogradColumn {
   struct Tile {
     const float *weight, *bias, *cells;
     int64_t taps, weight_stride, row_floats;
-    const WinogradColumn* column;
+    const WinogradColumn* ahead;  // null but for the last channels: pixels asked for earlier would not stay in L1
 
     // Convolution row r of the strip: even columns in total[i][0], odd ones in total[i][1].
     FASTGRAPH_INLINE_MEMBER void compute(int64_t r, F16 (&total)[R][2]) const {
       const float* cell = cells + r * row_floats;
-      column->prefetch_row(r + column->call_.shape.g.kernel_h - 1);
+      if (ahead) ahead->prefetch_row(r + ahead->call_.shape.g.kernel_h - 1);
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++) {
         total[i][0] = broadcast(bias[i]);
@@ -180,7 +177,7 @@ class WinogradColumn {
   FASTGRAPH_INLINE_MEMBER Tile<R, V> tile(int64_t channel, int64_t) const {
     const ConvPoolGeometry& g = call_.shape.g;
     return {Cells::weight(call_) + 2 * channel, call_.bias + channel, cells_, g.in_channels * g.kernel_h, 2 * g.out_channels,
-            g.stride_h * g.in_channels * kCell, this};
+            g.stride_h * g.in_channels * kCell, channel + R == g.out_channels ? this : nullptr};
   }
 
  private:
@@ -188,18 +185,18 @@ class WinogradColumn {
 
   // `largest` takes twice the largest pixel: no transformed one is larger.
   static FASTGRAPH_INLINE_MEMBER void transform(const float* d, F16 (&phases)[4], F16& largest) {
-    const F16 pixels[4] = {load(d), load(d + kLanes), load(d + 2), load(d + 2 + kLanes)};
     F16 d0, d1, d2, d3;
-    deinterleave(pixels[0], pixels[1], &d0, &d1);
-    deinterleave(pixels[2], pixels[3], &d2, &d3);
+    load_pairs(d, &d0, &d1);
+    load_pairs(d + 2, &d2, &d3);
     phases[0] = add(d1, d2);
     phases[1] = sub(d2, d1);
     phases[2] = sub(d0, d2);
     phases[3] = sub(d1, d3);
-    F16 pixel = broadcast(0.0f);
-    for (int i = 0; i < 4; i++) pixel = bits_max(pixel, absolute(pixels[i]));
+    const F16 pixel = bits_max(bits_max(absolute(d0), absolute(d1)), bits_max(absolute(d2), absolute(d3)));
     largest = bits_max(largest, add(pixel, pixel));
   }
+
+  static constexpr int64_t kRowsAhead = 4;
 
   // Asks for row r of the pixels behind the columns that follow: rows lie in pages of their own, where no prefetcher sees
   // them coming, and too many at once wait for each other.
@@ -208,7 +205,8 @@ class WinogradColumn {
     const float* row = image_ + (first_row_ + r) * s.width + ahead_;
     for (int64_t c = 0; c < s.g.in_channels; c++, row += s.height * s.width) {
       __builtin_prefetch(row);
-      __builtin_prefetch(row + kLanes - 1);
+      __builtin_prefetch(row + kLanes);
+      __builtin_prefetch(row + kColumns - 1);
     }
   }
 

@@ -29,15 +29,28 @@ FASTGRAPH_INLINE F16 with_sign_of(F16 magnitude, F16 x) { return bits_or(magnitu
 // max(0, x); the second operand wins where x is NaN.
 FASTGRAPH_INLINE F16 relu(F16 x) { return max(broadcast(0.0f), x); }
 
-FASTGRAPH_INLINE F16 exp(F16 x) {
+// e^x = power * 2^n.
+struct Exponential { F16 power, n; };
+
+FASTGRAPH_INLINE Exponential reduced_exp(F16 x) {
   // e^r on |r| <= log(2)/2: 2.1e-8
   constexpr float c[] = {1.0f, 1.000000038e+00f, 5.000000047e-01f, 1.666641451e-01f, 4.166635164e-02f, 8.375210201e-03f, 1.394121310e-03f};
-  x = min(broadcast(89.0f), max(broadcast(-104.0f), x));  // beyond: infinity and zero
   const F16 n = round(mul(x, broadcast(1.44269504f)));
   F16 r = fma(n, broadcast(-0.693359375f), x);           // log(2) in two parts, the first exact in nine bits
   r = fma(n, broadcast(2.12194440e-4f), r);
-  const F16 half = round(mul(n, broadcast(0.5f)));       // 2^n in two factors, so that denormals come out right
-  return mul(mul(polynomial(r, c), exp2_whole(half)), exp2_whole(sub(n, half)));
+  return {polynomial(r, c), n};
+}
+
+FASTGRAPH_INLINE F16 exp(F16 x) {
+  const Exponential e = reduced_exp(min(broadcast(89.0f), max(broadcast(-104.0f), x)));  // beyond: infinity and zero
+  const F16 half = round(mul(e.n, broadcast(0.5f)));     // 2^n in two factors, so that denormals come out right
+  return mul(mul(e.power, exp2_whole(half)), exp2_whole(sub(e.n, half)));
+}
+
+// The same for |x| <= 87, where 2^n needs no care.
+FASTGRAPH_INLINE F16 exp_in_range(F16 x) {
+  const Exponential e = reduced_exp(x);
+  return mul(e.power, exp2_whole(e.n));
 }
 
 FASTGRAPH_INLINE F16 sigmoid(F16 x) { return div(broadcast(1.0f), add(broadcast(1.0f), exp(negate(x)))); }
@@ -48,7 +61,8 @@ FASTGRAPH_INLINE F16 tanh(F16 x) {
   constexpr float c[] = {1.0f, -3.333325145e-01f, 1.333091717e-01f, -5.370427744e-02f, 2.053697200e-02f, -5.599785037e-03f};
   const F16 a = absolute(x), square = mul(x, x);
   const F16 near = mul(x, polynomial(square, c));
-  const F16 far = sub(broadcast(1.0f), div(broadcast(2.0f), add(exp(add(a, a)), broadcast(1.0f))));
+  const F16 twice = min(broadcast(20.0f), add(a, a));  // beyond: 1
+  const F16 far = sub(broadcast(1.0f), div(broadcast(2.0f), add(exp_in_range(twice), broadcast(1.0f))));
   return select(less(a, broadcast(0.625f)), near, with_sign_of(far, x));
 }
 
@@ -58,7 +72,7 @@ FASTGRAPH_INLINE F16 erf(F16 x) {
   constexpr float outer[] = {-3.214710264e-04f, 1.130239201e+00f, 6.318156996e-01f, 1.100901975e-01f, -2.642704377e-02f, 4.761717236e-03f, -5.972644331e-04f, 4.611291391e-05f, -1.639938016e-06f};
   const F16 a = absolute(x), square = mul(x, x);
   const F16 near = mul(x, polynomial(square, inner));
-  const F16 far = sub(broadcast(1.0f), exp(negate(polynomial(min(broadcast(4.0f), a), outer))));
+  const F16 far = sub(broadcast(1.0f), exp_in_range(negate(polynomial(min(broadcast(4.0f), a), outer))));
   return select(less(a, broadcast(1.0f)), near, with_sign_of(far, x));
 }
 

@@ -41,13 +41,6 @@ namespace FASTGRAPH_ISA {
 
 constexpr int kLanes = 16;
 
-#if defined(__AVX2__) && defined(__FMA__)
-// Eight pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
-FASTGRAPH_INLINE __m256i load_words_8(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-FASTGRAPH_INLINE __m256 firsts_8(const uint32_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(load_words_8(p), 16)); }
-FASTGRAPH_INLINE __m256 seconds_8(const uint32_t* p) { return _mm256_castsi256_ps(_mm256_and_si256(load_words_8(p), _mm256_set1_epi32(int(0xFFFF0000u)))); }
-#endif
-
 #if defined(__AVX512F__)
 
 struct F16 { __m512 v; };
@@ -55,6 +48,12 @@ struct Mask { __mmask16 m; };
 
 FASTGRAPH_INLINE F16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
 FASTGRAPH_INLINE F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+// Loaded once: GCC would rather read it again for each of several uses, and loads are scarce.
+FASTGRAPH_INLINE F16 load_once(const float* p) {
+  F16 a = load(p);
+  asm("" : "+v"(a.v));
+  return a;
+}
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 FASTGRAPH_INLINE F16 add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -98,6 +97,12 @@ FASTGRAPH_INLINE void interleave(F16 even, F16 odd, F16* a, F16* b) {
 FASTGRAPH_INLINE F16 next_lanes(F16 a) {
   return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(a.v), 1))};
 }
+// Behind *carry lanes 0 .. 14; lane 15 becomes the next carry.
+FASTGRAPH_INLINE F16 shift_in(float* carry, F16 a) {
+  const __m512i last = _mm512_castps_si512(_mm512_set1_ps(*carry));
+  *carry = _mm_cvtss_f32(_mm_permute_ps(_mm512_extractf32x4_ps(a.v, 3), 3));
+  return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(a.v), last, 15))};
+}
 // Sixteen pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
 FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))}; }
 FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xFFFF0000u))))}; }
@@ -126,6 +131,12 @@ struct Mask { __m256 lo, hi; };
 
 FASTGRAPH_INLINE F16 broadcast(float x) { __m256 v = _mm256_set1_ps(x); return {v, v}; }
 FASTGRAPH_INLINE F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+// Loaded once: GCC would rather read it again for each of several uses, and loads are scarce.
+FASTGRAPH_INLINE F16 load_once(const float* p) {
+  F16 a = load(p);
+  asm("" : "+x"(a.lo), "+x"(a.hi));
+  return a;
+}
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm256_storeu_ps(p, a.lo); _mm256_storeu_ps(p + 8, a.hi); }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 // Halves one after the other, so that only one register of `right` is alive at a time.
@@ -138,10 +149,6 @@ FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++) sum[i][v].hi = _mm256_fmadd_ps(left[i].hi, hi, sum[i][v].hi);
 }
-
-// Sixteen pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
-FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { return {firsts_8(p), firsts_8(p + 8)}; }
-FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { return {seconds_8(p), seconds_8(p + 8)}; }
 
 FASTGRAPH_INLINE F16 add(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 FASTGRAPH_INLINE F16 sub(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
@@ -184,6 +191,19 @@ FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
   deinterleave_8(a.lo, a.hi, &even->lo, &odd->lo);
   deinterleave_8(b.lo, b.hi, &even->hi, &odd->hi);
 }
+// The same of 32 floats in memory, whose halves the loads already put where they belong.
+FASTGRAPH_INLINE __m256 load_halves(const float* lo, const float* hi) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(lo)), _mm_loadu_ps(hi), 1);
+}
+FASTGRAPH_INLINE void load_pairs_16(const float* p, __m256* even, __m256* odd) {
+  const __m256 low = load_halves(p, p + 8), high = load_halves(p + 4, p + 12);
+  *even = _mm256_shuffle_ps(low, high, 0x88);
+  *odd = _mm256_shuffle_ps(low, high, 0xDD);
+}
+FASTGRAPH_INLINE void load_pairs(const float* p, F16* even, F16* odd) {
+  load_pairs_16(p, &even->lo, &odd->lo);
+  load_pairs_16(p + 16, &even->hi, &odd->hi);
+}
 FASTGRAPH_INLINE void interleave_8(__m256 even, __m256 odd, __m256* a, __m256* b) {
   __m256 low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
   *a = _mm256_permute2f128_ps(low, high, 0x20);
@@ -200,6 +220,16 @@ FASTGRAPH_INLINE __m256 next_lanes_8(__m256 a, __m256 after) {
 }
 // Lanes 1 .. 15; the last one is anything.
 FASTGRAPH_INLINE F16 next_lanes(F16 a) { return {next_lanes_8(a.lo, a.hi), next_lanes_8(a.hi, a.hi)}; }
+// The last of `before`'s eight lanes, then lanes 0 .. 6; `middle` is the upper half of `before` and the lower of `a`.
+FASTGRAPH_INLINE __m256 last_lanes_8(__m256 middle, __m256 a) {
+  return _mm256_castsi256_ps(_mm256_alignr_epi8(_mm256_castps_si256(a), _mm256_castps_si256(middle), 12));
+}
+// Behind *carry lanes 0 .. 14; lane 15 becomes the next carry.
+FASTGRAPH_INLINE F16 shift_in(float* carry, F16 a) {
+  const __m256 first = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(carry)), _mm256_castps256_ps128(a.lo), 1);
+  *carry = _mm_cvtss_f32(_mm_permute_ps(_mm256_extractf128_ps(a.hi, 1), 3));
+  return {last_lanes_8(first, a.lo), last_lanes_8(_mm256_permute2f128_ps(a.lo, a.hi, 0x21), a.hi)};
+}
 
 #else
 
@@ -218,6 +248,7 @@ FASTGRAPH_INLINE F16 broadcast(float x) { FASTGRAPH_LANES(x); }
 FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] << 16)); }
 FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] & 0xFFFF0000u)); }
 FASTGRAPH_INLINE F16 load(const float* p) { FASTGRAPH_LANES(p[i]); }
+FASTGRAPH_INLINE F16 load_once(const float* p) { return load(p); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { for (int i = 0; i < kLanes; i++) p[i] = a.v[i]; }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { FASTGRAPH_LANES(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
 FASTGRAPH_INLINE F16 add(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] + b.v[i]); }
@@ -239,6 +270,12 @@ FASTGRAPH_INLINE Mask is_nan(F16 a) { Mask m; for (int i = 0; i < kLanes; i++) m
 FASTGRAPH_INLINE F16 select(Mask m, F16 yes, F16 no) { FASTGRAPH_LANES(m.m[i] ? yes.v[i] : no.v[i]); }
 // Lanes 1 .. 15; the last one is anything.
 FASTGRAPH_INLINE F16 next_lanes(F16 a) { FASTGRAPH_LANES(a.v[(i + 1) % kLanes]); }
+// Behind *carry lanes 0 .. 14; lane 15 becomes the next carry.
+FASTGRAPH_INLINE F16 shift_in(float* carry, F16 a) {
+  const float first = *carry;
+  *carry = a.v[kLanes - 1];
+  FASTGRAPH_LANES(i == 0 ? first : a.v[i - 1]);
+}
 // Elements 0, 2, 4 ... and 1, 3, 5 ... of the 32 floats that a, b hold.
 FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {
   for (int i = 0; i < kLanes / 2; i++) {
@@ -262,6 +299,8 @@ FASTGRAPH_INLINE void interleave(F16 even, F16 odd, F16* a, F16* b) {
 #endif
 
 #if !(defined(__AVX2__) && defined(__FMA__)) || defined(__AVX512F__)
+FASTGRAPH_INLINE void load_pairs(const float* p, F16* even, F16* odd) { deinterleave(load(p), load(p + kLanes), even, odd); }
+
 // sum[i][v] += left[i] * right for all i; `right` is sixteen floats in memory.
 template <int R, int V>
 FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v, F16 (&sum)[R][V]) {
@@ -271,18 +310,44 @@ FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v
 }
 #endif
 
+// The first eight lanes alone, which on AVX2 are half the work: for panels with few outputs.
 #if defined(__AVX2__) && defined(__FMA__)
-// The first eight lanes alone, which are half the work here: for panels with few outputs.
-#define FASTGRAPH_HAS_F8 1
 struct F8 { __m256 v; };
 FASTGRAPH_INLINE F8 broadcast_8(float x) { return {_mm256_set1_ps(x)}; }
 FASTGRAPH_INLINE F8 load_8(const float* p) { return {_mm256_loadu_ps(p)}; }
 FASTGRAPH_INLINE F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+// Eight pairs of bf16, as 32-bit words with the pair's first in the low half: all the firsts, and all the seconds.
+FASTGRAPH_INLINE __m256i load_words_8(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+FASTGRAPH_INLINE F8 firsts_8(const uint32_t* p) { return {_mm256_castsi256_ps(_mm256_slli_epi32(load_words_8(p), 16))}; }
+FASTGRAPH_INLINE F8 seconds_8(const uint32_t* p) { return {_mm256_castsi256_ps(_mm256_and_si256(load_words_8(p), _mm256_set1_epi32(int(0xFFFF0000u))))}; }
 #if defined(__AVX512F__)
 FASTGRAPH_INLINE F16 with_zeros(F8 a) { return {_mm512_zextps256_ps512(a.v)}; }
+FASTGRAPH_INLINE F16 join(F8 lo, F8 hi) { return {_mm512_insertf32x8(_mm512_castps256_ps512(lo.v), hi.v, 1)}; }
 #else
 FASTGRAPH_INLINE F16 with_zeros(F8 a) { return {a.v, _mm256_setzero_ps()}; }
+FASTGRAPH_INLINE F16 join(F8 lo, F8 hi) { return {lo.v, hi.v}; }
+// Sixteen pairs.
+FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { return join(firsts_8(p), firsts_8(p + 8)); }
+FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { return join(seconds_8(p), seconds_8(p + 8)); }
 #endif
+#else
+struct F8 { float v[kLanes / 2]; };
+#define FASTGRAPH_LANES(expression) \
+  F8 r;                             \
+  for (int i = 0; i < kLanes / 2; i++) r.v[i] = (expression); \
+  return r
+FASTGRAPH_INLINE F8 broadcast_8(float x) { FASTGRAPH_LANES(x); }
+FASTGRAPH_INLINE F8 load_8(const float* p) { FASTGRAPH_LANES(p[i]); }
+FASTGRAPH_INLINE F8 fma(F8 a, F8 b, F8 c) { FASTGRAPH_LANES(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
+FASTGRAPH_INLINE F8 firsts_8(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] << 16)); }
+FASTGRAPH_INLINE F8 seconds_8(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] & 0xFFFF0000u)); }
+#undef FASTGRAPH_LANES
+FASTGRAPH_INLINE F16 join(F8 lo, F8 hi) {
+  F16 r;
+  for (int i = 0; i < kLanes; i++) r.v[i] = i < kLanes / 2 ? lo.v[i] : hi.v[i - kLanes / 2];
+  return r;
+}
+FASTGRAPH_INLINE F16 with_zeros(F8 a) { return join(a, broadcast_8(0.0f)); }
 #endif
 
 FASTGRAPH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

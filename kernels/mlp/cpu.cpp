@@ -29,13 +29,16 @@ constexpr int64_t kMinRowsPerThread = 12;
 // One thread's time, roughly: 16 multiply-adds a nanosecond, or the weights at 12 bytes a nanosecond.
 double work_ns(double multiply_adds, double weight_bytes) { return std::max(multiply_adds / 16, weight_bytes / 12); }
 
-// [out, in] to panels of 16 outputs: panels[p][k][j] = weight[16 p + j][k].
+// Outputs of the panel that begins with output `first`.
+int64_t panel_lanes(int64_t first, int64_t out_features) { return out_features - first > kLanes / 2 ? kLanes : kLanes / 2; }
+
+// [out, in] to panels of 16 outputs, the last of 8 where they suffice: panels[p][k][j] = weight[16 p + j][k].
 void pack_weight(const float* weight, int64_t out_features, int64_t in_features, float* panels) {
   for (int64_t first = 0; first < out_features; first += kLanes) {
-    const int64_t count = std::min(kLanes, out_features - first);
+    const int64_t lanes = panel_lanes(first, out_features), count = std::min(lanes, out_features - first);
     float* panel = panels + first * in_features;
     for (int64_t k = 0; k < in_features; k++)
-      for (int64_t j = 0; j < kLanes; j++) panel[k * kLanes + j] = j < count ? weight[(first + j) * in_features + k] : 0.0f;
+      for (int64_t j = 0; j < lanes; j++) panel[k * lanes + j] = j < count ? weight[(first + j) * in_features + k] : 0.0f;
   }
 }
 
@@ -46,7 +49,12 @@ void pack_weight(const uint16_t* weight, int64_t out_features, int64_t in_featur
   };
   for (int64_t first = 0; first < out_features; first += kLanes)
     for (int64_t k = 0; k < in_features; k += 2)
-      for (int64_t j = 0; j < kLanes; j++) *panels++ = at(first + j, k) | at(first + j, k + 1) << 16;
+      for (int64_t j = 0; j < panel_lanes(first, out_features); j++) *panels++ = at(first + j, k) | at(first + j, k + 1) << 16;
+}
+
+bool ends_in_softmax(const MlpLayer& layer) {
+  const Activation tail = layer.activation_count > 0 ? layer.activations[layer.activation_count - 1] : Activation::none;
+  return tail == Activation::softmax || tail == Activation::log_softmax;
 }
 
 // Whether its results can be narrowed as they come: whole pairs, since what stands beyond the last output may be NaN.
@@ -59,6 +67,10 @@ bool can_narrow(const MlpLayer& layer) {
 
 Mlp::Mlp(const std::vector<Source>& sources, bool bf16) : storage_(nullptr, free), bf16_(bf16) {
   const auto weight_rows = [&](int64_t in_features) { return bf16 ? (in_features + 1) / 2 : in_features; };
+  const auto panel_words = [&](const MlpLayer& layer) {  // whole cache lines
+    const int64_t lanes = layer.panel_count * kLanes - (layer.ends_in_half() ? kLanes / 2 : 0);
+    return (lanes * weight_rows(layer.in_features) + kLanes - 1) / kLanes * kLanes;
+  };
   for (const Source& s : sources) {
     MlpLayer layer{};
     layer.in_features = s.in_features;
@@ -66,11 +78,13 @@ Mlp::Mlp(const std::vector<Source>& sources, bool bf16) : storage_(nullptr, free
     layer.panel_count = (s.out_features + kLanes - 1) / kLanes;
     if (s.activations.size() > size_t(kMaxActivations)) throw std::invalid_argument("mlp: too many activations in one layer");
     for (Activation a : s.activations) layer.activations[layer.activation_count++] = a;
-    packed_words_ += layer.panel_count * kLanes * (weight_rows(s.in_features) + 1);
+    packed_words_ += panel_words(layer) + layer.panel_count * kLanes;
     width_ = std::max({width_, layer.panel_count * kLanes, bf16 ? weight_rows(s.in_features) : 0});
     multiply_adds_ += s.in_features * s.out_features;
     layers_.push_back(layer);
   }
+  MlpLayer& last = layers_.back();
+  last.activates_late = last.out_features <= kLanes / 2 && !ends_in_softmax(last);
   void* data = nullptr;
   if (posix_memalign(&data, 64, size_t(std::max<int64_t>(packed_words_, 1)) * sizeof(float)) != 0) throw std::bad_alloc();
   storage_.reset(static_cast<float*>(data));
@@ -85,7 +99,7 @@ Mlp::Mlp(const std::vector<Source>& sources, bool bf16) : storage_(nullptr, free
       layer.panels = next;
       pack_weight(static_cast<const float*>(sources[i].weight), layer.out_features, layer.in_features, next);
     }
-    next += padded * weight_rows(layer.in_features);
+    next += panel_words(layer);
     std::fill(next, next + padded, 0.0f);
     if (sources[i].bias) std::copy(sources[i].bias, sources[i].bias + layer.out_features, next);
     layer.bias = next;

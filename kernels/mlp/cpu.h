@@ -1,8 +1,9 @@
 // mlp on the CPU: a chain of Linear layers with activations. Weights are fp32 or bf16, sums fp32.
 //
-// Weights are packed once: panels of 16 outputs, [out / 16][in][16], the last panel padded
-// with zeros, so that the inner loop reads one 64-byte line per input feature; bf16 ones in pairs
-// of input features, [out / 16][in / 2][16][2], one line per pair. The layout is the same for every ISA.
+// Weights are packed once: panels of 16 outputs, [out / 16][in][16], the last panel padded with zeros, so that the
+// inner loop reads one 64-byte line per input feature; bf16 ones in pairs of input features, [out / 16][in / 2][16][2],
+// one line per pair. Where at most eight outputs are left for it, the last panel has 8 instead of 16. The layout is the same
+// for every ISA.
 #pragma once
 
 #include <stdint.h>
@@ -18,11 +19,16 @@ constexpr int kMaxActivations = 4;
 
 struct MlpLayer {
   int64_t in_features, out_features, panel_count;
-  const float* panels;                      // [panel_count][in_features][16], 64-byte aligned; null where weights are bf16
-  const uint32_t* pairs;                    // bf16: [panel_count][(in_features + 1) / 2][16], the even feature in the low half
+  const float* panels;                      // [panel_count][in_features][16 or 8], 64-byte aligned; null where weights are bf16
+  const uint32_t* pairs;                    // bf16: [panel_count][(in_features + 1) / 2][16 or 8], the even feature in the low half
   const float* bias;                        // [panel_count * 16], zeros where there is none
   Activation activations[kMaxActivations];  // applied in this order; softmax only as the last layer's last
   int activation_count;
+  bool activates_late;  // in `finish`: the chain's last layer, of so few outputs that most of its vectors' lanes are empty
+
+  // Whether the last panel has eight outputs.
+  bool ends_in_half() const { return (out_features + 15) % 16 < 8; }
+
 };
 
 struct MlpKernels {
@@ -34,7 +40,8 @@ struct MlpKernels {
   void (*layer_bf16)(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed, int64_t first, int64_t last);
   // Null where activations stay fp32. Rounds rows of `in_features` floats to pairs of bf16, (in_features + 1) / 2 words each.
   void (*narrow)(const float* a, int64_t lda, int64_t rows, int64_t in_features, float* to);
-  // Applies the last layer's softmax, if it has one, and copies rows of `out` (stride ldo) to y (stride out_features).
+  // Copies rows of `out` (stride ldo) to y (stride out_features), with the last layer's softmax, if it has one, and what it
+  // activates late.
   void (*finish)(const MlpLayer& last, float* out, int64_t ldo, int64_t rows, float* y);
 };
 

@@ -66,25 +66,82 @@ FASTGRAPH_INLINE void clear(F16 (&sum)[R][V]) {
 #pragma GCC unroll 12
     for (int v = 0; v < V; v++) sum[i][v] = broadcast(0.0f);
 }
+template <int R, int E>
+FASTGRAPH_INLINE void clear(F8 (&sum)[R][E]) {
+#pragma GCC unroll 12
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 12
+    for (int e = 0; e < E; e++) sum[i][e] = broadcast_8(0.0f);
+}
+
+// Where the weights of step k and of eight outputs are, of E eights: a panel and the half panel behind it, or that alone.
+template <int E>
+FASTGRAPH_INLINE int64_t eight_at(int64_t stride, int64_t k, int eight) {
+  const bool half = eight == E - 1;
+  return half ? (E - 1) / 2 * stride + k * kLanes / 2 : k * kLanes + eight * kLanes / 2;
+}
+
+template <int R, int E>
+struct Sums8 {
+  F8 at[R][E];
+};
+
+// The sums of one block of k, E times eight outputs beside R rows. Each three rows have a pointer, which the compiler has to
+// keep as it is: twelve would not fit the general registers.
+template <int R, int E, class Weights, class Eights>
+FASTGRAPH_OUT_OF_LINE Sums8<R, E> sums_of_eights(const float* a, int64_t lda, const Eights eights, int64_t begin, int64_t end) {
+  constexpr int kGroups = (R + 2) / 3;
+  const float* rows[kGroups];
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroups; g++) rows[g] = a + g * 3 * lda + begin;
+  F8 total[R][E];
+  clear(total);
+  for (int64_t k = begin; k < end; k++) {
+    F8 right[E];
+#pragma GCC unroll 3
+    for (int e = 0; e < E; e++) right[e] = eights(k, e);
+#pragma GCC unroll 12
+    for (int i = 0; i < R; i++) {
+      if (i % 3 == 0) asm("" : "+r"(rows[i / 3]));
+      const float left = rows[i / 3][i % 3 * lda];
+#pragma GCC unroll 3
+      for (int e = 0; e < E; e++) total[i][e] = Weights::multiply_add(left, right[e], total[i][e]);
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; g++) rows[g]++;
+  }
+  Sums8<R, E> sums;
+#pragma GCC unroll 12
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 3
+    for (int e = 0; e < E; e++) sums.at[i][e] = total[i][e];
+  return sums;
+}
 
 // fp32 weights as they are packed.
 struct Fp32Weights {
   const MlpLayer& layer;
 
+  static constexpr int most_rows(int64_t) { return kTileRows; }
+  static constexpr int vectors(int rows) { return kTileVectors[rows]; }
   static FASTGRAPH_INLINE_MEMBER int64_t block_size(int64_t) { return kSumBlock; }
   static FASTGRAPH_INLINE_MEMBER void narrow(F16, float*) {}
 
-#if defined(FASTGRAPH_HAS_F8)
-  template <int R>
-  static FASTGRAPH_INLINE_MEMBER void add_half(const MlpLayer& layer, int64_t panel, int64_t begin, int64_t end, const float* a, int64_t lda, F8 (&sum)[R]) {
-    const float* weight = layer.panels + panel * layer.in_features * kLanes;
-    for (int64_t k = begin; k < end; k++) {
-      const F8 right = load_8(weight + k * kLanes);
-#pragma GCC unroll 12
-      for (int i = 0; i < R; i++) sum[i] = fma(broadcast_8(a[i * lda + k]), right, sum[i]);
-    }
+  // Weights of feature k and the eight outputs `eight` of E eights, the last of which are the half panel.
+  template <int E>
+  struct Eights {
+    const float* first;
+    int64_t stride;
+    FASTGRAPH_INLINE_MEMBER F8 operator()(int64_t k, int eight) const { return load_8(first + eight_at<E>(stride, k, eight)); }
+  };
+
+  template <int E>
+  FASTGRAPH_INLINE_MEMBER Eights<E> eights(int64_t panel) const {
+    const int64_t stride = layer.in_features * kLanes;
+    return {layer.panels + panel * stride, stride};
   }
-#endif
+  static FASTGRAPH_INLINE_MEMBER int64_t steps(int64_t features) { return features; }
+  static FASTGRAPH_INLINE_MEMBER F8 multiply_add(float left, F8 right, F8 sum) { return fma(broadcast_8(left), right, sum); }
 
   // Sums of one block of k for any number of row tiles, V panels from `panel` on.
   template <int V>
@@ -111,6 +168,8 @@ struct Fp32Weights {
 struct Bf16Weights {
   const MlpLayer& layer;
 
+  static constexpr int most_rows(int64_t) { return kTileRows; }
+  static constexpr int vectors(int rows) { return kTileVectors[rows]; }
   // Even blocks of an even size: three panels of one fit into L1 beside the rows.
   static FASTGRAPH_INLINE_MEMBER int64_t block_size(int64_t K) {
     const int64_t count = (K + kSumBlock + 15) / (kSumBlock + 16), size = count ? (K + count - 1) / count : 1;
@@ -121,14 +180,23 @@ struct Bf16Weights {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), __m256i(_mm512_cvtneps_pbh(total.v)));
   }
 
-  template <int R>
-  static FASTGRAPH_INLINE_MEMBER void add_half(const MlpLayer& layer, int64_t panel, int64_t begin, int64_t end, const float* a, int64_t lda, F8 (&sum)[R]) {
-    const uint32_t* pairs = layer.pairs + panel * ((layer.in_features + 1) / 2) * kLanes;
-    for (int64_t k = begin / 2; k < (end + 1) / 2; k++) {
-      const __m256bh right = __m256bh(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs + k * kLanes)));
-#pragma GCC unroll 12
-      for (int i = 0; i < R; i++) sum[i].v = _mm256_dpbf16_ps(sum[i].v, __m256bh(_mm256_castps_si256(_mm256_set1_ps(a[i * lda + k]))), right);
+  template <int E>
+  struct Eights {
+    const uint32_t* first;
+    int64_t stride;
+    FASTGRAPH_INLINE_MEMBER F8 operator()(int64_t k, int eight) const {
+      return load_8(reinterpret_cast<const float*>(first + eight_at<E>(stride, k, eight)));
     }
+  };
+
+  template <int E>
+  FASTGRAPH_INLINE_MEMBER Eights<E> eights(int64_t panel) const {
+    const int64_t stride = (layer.in_features + 1) / 2 * kLanes;
+    return {layer.pairs + panel * stride, stride};
+  }
+  static FASTGRAPH_INLINE_MEMBER int64_t steps(int64_t features) { return (features + 1) / 2; }
+  static FASTGRAPH_INLINE_MEMBER F8 multiply_add(float left, F8 right, F8 sum) {
+    return {_mm256_dpbf16_ps(sum.v, __m256bh(_mm256_castps_si256(_mm256_set1_ps(left))), __m256bh(_mm256_castps_si256(right.v)))};
   }
 
   template <int V>
@@ -185,20 +253,32 @@ void mlp_narrow(const float* a, int64_t lda, int64_t rows, int64_t in_features, 
 struct Bf16Weights {
   const MlpLayer& layer;
 
+  // Rows in a tile for which weights are widened in registers; more than two such tiles widen a block into L1. On AVX2 the
+  // pairs need registers of their own: sums in memory are half as fast (rows of 2, 3 and 6 on one core).
+  static constexpr int kRegisterRows = kRegisters == 2 ? 4 : kTileRows;
+  static constexpr bool is_widened(int64_t rows) { return rows > 2 * kRegisterRows; }
+  static constexpr int most_rows(int64_t rows) { return is_widened(rows) ? kTileRows : kRegisterRows; }
+  static constexpr int vectors(int rows) { return kRegisters == 2 && (rows == 2 || rows == 3) ? kTileVectors[rows] - 1 : kTileVectors[rows]; }
   static FASTGRAPH_INLINE_MEMBER int64_t block_size(int64_t) { return kSumBlock; }
   static FASTGRAPH_INLINE_MEMBER void narrow(F16, float*) {}
 
-#if defined(FASTGRAPH_HAS_F8)
-  template <int R>
-  static FASTGRAPH_INLINE_MEMBER void add_half(const MlpLayer& layer, int64_t panel, int64_t begin, int64_t end, const float* a, int64_t lda, F8 (&sum)[R]) {
-    const uint32_t* pairs = layer.pairs + panel * ((layer.in_features + 1) / 2) * kLanes;
-    for (int64_t k = begin; k < end; k++) {
-      const F8 right{k % 2 ? seconds_8(pairs + k / 2 * kLanes) : firsts_8(pairs + k / 2 * kLanes)};
-#pragma GCC unroll 12
-      for (int i = 0; i < R; i++) sum[i] = fma(broadcast_8(a[i * lda + k]), right, sum[i]);
+  template <int E>
+  struct Eights {
+    const uint32_t* first;
+    int64_t stride;
+    FASTGRAPH_INLINE_MEMBER F8 operator()(int64_t k, int eight) const {
+      const uint32_t* pairs = first + eight_at<E>(stride, k / 2, eight);
+      return k % 2 ? seconds_8(pairs) : firsts_8(pairs);
     }
+  };
+
+  template <int E>
+  FASTGRAPH_INLINE_MEMBER Eights<E> eights(int64_t panel) const {
+    const int64_t stride = (layer.in_features + 1) / 2 * kLanes;
+    return {layer.pairs + panel * stride, stride};
   }
-#endif
+  static FASTGRAPH_INLINE_MEMBER int64_t steps(int64_t features) { return features; }
+  static FASTGRAPH_INLINE_MEMBER F8 multiply_add(float left, F8 right, F8 sum) { return fma(broadcast_8(left), right, sum); }
 
   template <int V>
   struct Block {
@@ -216,15 +296,30 @@ struct Bf16Weights {
 
     template <int R>
     FASTGRAPH_OUT_OF_LINE Sums<R, V> sums_in_registers(const float* a, int64_t lda) const {
-      F16 sum[R][V];
+      F8 sum[R][2 * V];
       clear(sum);
       int64_t k = begin;
       for (; k + 1 < end; k += 2) {
-        add_products(a + k, lda, sum, [&](int v) { return firsts(at(k, v)); });
-        add_products(a + k + 1, lda, sum, [&](int v) { return seconds(at(k, v)); });
+        if constexpr (R == 1) {
+          const F8 first = broadcast_8(a[k]), second = broadcast_8(a[k + 1]);
+#pragma GCC unroll 12
+          for (int e = 0; e < 2 * V; e++) {
+            sum[0][e] = fma(first, firsts_8(at(k, e)), sum[0][e]);
+            sum[0][e] = fma(second, seconds_8(at(k, e)), sum[0][e]);
+          }
+        } else {
+          add_products(a + k, lda, sum, [&](int e) { return firsts_8(at(k, e)); });
+          asm volatile("" : : : "memory");  // read anew: pairs kept in registers push sums out to memory, half as fast
+          add_products(a + k + 1, lda, sum, [&](int e) { return seconds_8(at(k, e)); });
+        }
       }
-      if (k < end) add_products(a + k, lda, sum, [&](int v) { return firsts(at(k, v)); });
-      return give(sum);
+      if (k < end) add_products(a + k, lda, sum, [&](int e) { return firsts_8(at(k, e)); });
+      Sums<R, V> sums;
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++)
+#pragma GCC unroll 12
+        for (int v = 0; v < V; v++) sums.at[i][v] = join(sum[i][2 * v], sum[i][2 * v + 1]);
+      return sums;
     }
 
     template <int R>
@@ -232,37 +327,58 @@ struct Bf16Weights {
       return widened ? sums_widened<R>(a, lda) : sums_in_registers<R>(a, lda);
     }
 
-    FASTGRAPH_INLINE_MEMBER const uint32_t* at(int64_t k, int v) const { return pairs + v * stride + k / 2 * kLanes; }
+    // Weights of the pair that feature k is in, of eight outputs.
+    FASTGRAPH_INLINE_MEMBER const uint32_t* at(int64_t k, int eight) const {
+      return pairs + eight / 2 * stride + k / 2 * kLanes + eight % 2 * kLanes / 2;
+    }
 
+    // What there is less of stays in registers, as in tile().
     template <int R, class Right>
-    static FASTGRAPH_INLINE_MEMBER void add_products(const float* a, int64_t lda, F16 (&sum)[R][V], const Right& right) {
-#pragma GCC unroll 12
-      for (int v = 0; v < V; v++) {
-        const F16 x = right(v);
+    static FASTGRAPH_INLINE_MEMBER void add_products(const float* a, int64_t lda, F8 (&sum)[R][2 * V], const Right& right) {
+      if constexpr (R < 2 * V) {
+        F8 left[R];
 #pragma GCC unroll 8
-        for (int i = 0; i < R; i++) sum[i][v] = fma(broadcast(a[i * lda]), x, sum[i][v]);
+        for (int i = 0; i < R; i++) left[i] = broadcast_8(a[i * lda]);
+#pragma GCC unroll 12
+        for (int e = 0; e < 2 * V; e++) {
+          const F8 x = right(e);
+#pragma GCC unroll 8
+          for (int i = 0; i < R; i++) sum[i][e] = fma(left[i], x, sum[i][e]);
+        }
+      } else {
+        F8 x[2 * V];
+#pragma GCC unroll 12
+        for (int e = 0; e < 2 * V; e++) x[e] = right(e);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) {
+          const F8 left = broadcast_8(a[i * lda]);
+#pragma GCC unroll 12
+          for (int e = 0; e < 2 * V; e++) sum[i][e] = fma(left, x[e], sum[i][e]);
+        }
       }
     }
 
     FASTGRAPH_INLINE_MEMBER void widen() {
-      for (int v = 0; v < V; v++)
-        for (int64_t k = begin; k < end; k += 2) {
-          float* to = panels + (v * kSumBlock + k - begin) * kLanes;
-          store(to, firsts(at(k, v)));
-          if (k + 1 < end) store(to + kLanes, seconds(at(k, v)));
+      for (int v = 0; v < V; v++) {
+        const uint32_t* words = at(begin, 2 * v);
+        float* to = panels + v * kSumBlock * kLanes;
+        for (int64_t k = begin; k < end; k += 2, words += kLanes, to += 2 * kLanes) {  // kSumBlock is even: there is room
+          store(to, firsts(words));
+          store(to + kLanes, seconds(words));
         }
+      }
     }
   };
 
   template <int V>
-  FASTGRAPH_INLINE_MEMBER Block<V> block(int64_t panel, int64_t begin, int64_t end, int64_t tiles) const {
+  FASTGRAPH_INLINE_MEMBER Block<V> block(int64_t panel, int64_t begin, int64_t end, int64_t rows) const {
     const int64_t stride = (layer.in_features + 1) / 2 * kLanes;
     Block<V> block;
     block.pairs = layer.pairs + panel * stride;
     block.stride = stride;
     block.begin = begin;
     block.end = end;
-    block.widened = tiles > 2;
+    block.widened = is_widened(rows);
     if (block.widened) block.widen();
     return block;
   }
@@ -270,51 +386,50 @@ struct Bf16Weights {
 static_assert(kSumBlock % 2 == 0, "blocks of k must hold whole pairs");
 #endif
 
-#if defined(FASTGRAPH_HAS_F8)
-// The last panel where at most eight of its outputs exist: half the work, in tiles of twice the rows.
-constexpr int kHalfRows = 12;
+// The half panel, in tiles of eight columns and twice the rows; on AVX2 together with the panel before it in tiles of three
+// eights, which load less for what they multiply.
+constexpr int most_rows(int eights) { return 12 / eights; }
 
-FASTGRAPH_INLINE bool is_half(const MlpLayer& layer) { return (layer.out_features + kLanes - 1) % kLanes < kLanes / 2; }
-
-template <class Weights>
-void half_panel(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed, int64_t panel, bool relu_first) {
-  const RowTiles tiles = cut_rows(rows, kHalfRows);
+template <int E, class Weights>
+void eights_of(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed, int64_t panel, bool relu_first) {
+  const Weights weights{layer};
+  const auto right = weights.template eights<E>(panel);
+  const RowTiles tiles = cut_rows(rows, most_rows(E));
   for_sum_blocks(layer.in_features, [&](int64_t begin, int64_t end, bool last) {
-    with_largest<kHalfRows>(tiles, [&](auto largest) {
+    with_largest<most_rows(E)>(tiles, [&](auto largest) {
       for_row_tiles<decltype(largest)::value>(tiles, [&](auto tile_rows, int64_t row) {
         constexpr int R = decltype(tile_rows)::value;
-        const float* left = a + row * lda;
-        F8 sum[R];
-#pragma GCC unroll 12
-        for (int i = 0; i < R; i++) sum[i] = broadcast_8(0.0f);
-        Weights::add_half(layer, panel, begin, end, left, lda, sum);
-        float* to = out + row * ldo + panel * kLanes;
-        const TakeUp take_up(layer, begin, panel, relu_first && last, to, ldo);
-        for (int i = 0; i < R; i++) {
-          const F16 total = take_up(with_zeros(sum[i]), i);
-          if (narrowed && last) Weights::narrow(total, narrowed + ((row + i) * ldo + panel * kLanes) / 2);
-          else store(to + i * ldo, total);
+        const Sums8<R, E> sums = sums_of_eights<R, E, Weights>(a + row * lda, lda, right, Weights::steps(begin), Weights::steps(end));
+        const int64_t at = row * ldo + panel * kLanes;
+#pragma GCC unroll 2
+        for (int e = 0; e < E; e += 2) {  // panels: two eights, or one and nothing
+          const TakeUp take_up(layer, begin, panel + e / 2, relu_first && last, out + at + e / 2 * kLanes, ldo);
+          for (int i = 0; i < R; i++) {
+            const F16 total = take_up(e + 1 < E ? join(sums.at[i][e], sums.at[i][e + 1]) : with_zeros(sums.at[i][e]), i);
+            const int64_t to = at + i * ldo + e / 2 * kLanes;
+            if (narrowed && last) Weights::narrow(total, narrowed + to / 2);
+            else store(out + to, total);
+          }
         }
       });
     });
   }, Weights::block_size(layer.in_features));
 }
-#endif
 
 // Panels [first, last) of a layer. `narrowed` (Bf16Weights) is half as wide as `out`, or null.
 template <class Weights>
 FASTGRAPH_INLINE void whole_panels(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed,
                                    int64_t first, int64_t last, bool relu_first) {
   const Weights weights{layer};
-  const RowTiles tiles = cut_rows(rows);
+  const RowTiles tiles = cut_rows(rows, Weights::most_rows(rows));
   with_largest(tiles, [&](auto largest) {
     constexpr int L = decltype(largest)::value;
     // Panels outside, then blocks of k, rows inside: a block of a panel is read from memory once and stays in L1 for
     // all rows (AVX2, one core, DeepLearningModel at 1024 rows: 82 % of the ceiling without the blocks, 85 to 90 % so).
-    for_vectors<kTileVectors[L]>(first, last, [&](auto vectors, int64_t panel) {
+    for_vectors<Weights::vectors(L)>(first, last, [&](auto vectors, int64_t panel) {
       constexpr int V = decltype(vectors)::value;
       for_sum_blocks(layer.in_features, [&](int64_t begin, int64_t end, bool last_block) {
-        const auto block = weights.template block<V>(panel, begin, end, tiles.count);
+        const auto block = weights.template block<V>(panel, begin, end, rows);
         for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t row) {
           constexpr int R = decltype(tile_rows)::value;
           const Sums<R, V> sums = block.template sums<R>(a + row * lda, lda);
@@ -338,6 +453,7 @@ FASTGRAPH_INLINE bool begins_with_relu(const MlpLayer& layer) { return layer.act
 
 // The activations that whole_panels has not applied.
 void activate_panels(const MlpLayer& layer, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last) {
+  if (layer.activates_late) return;
   for (int i = begins_with_relu(layer); i < layer.activation_count; i++)
     for (int64_t row = 0; row < rows; row++) activate(layer.activations[i], out + row * ldo + first * kLanes, last - first);
 }
@@ -345,11 +461,14 @@ void activate_panels(const MlpLayer& layer, int64_t rows, float* out, int64_t ld
 template <class Weights>
 FASTGRAPH_INLINE void layer_of(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed, int64_t first,
                                int64_t last) {
+  const bool relu_first = begins_with_relu(layer);
   int64_t whole = last;
-#if defined(FASTGRAPH_HAS_F8)
-  if (last == layer.panel_count && is_half(layer)) half_panel<Weights>(layer, a, lda, rows, out, ldo, narrowed, --whole, begins_with_relu(layer));
-#endif
-  whole_panels<Weights>(layer, a, lda, rows, out, ldo, narrowed, first, whole, begins_with_relu(layer));
+  if (last == layer.panel_count && layer.ends_in_half()) {
+    whole -= kRegisters == 2 && last - first > 1 ? 2 : 1;
+    if (last - whole == 2) eights_of<3, Weights>(layer, a, lda, rows, out, ldo, narrowed, whole, relu_first);
+    else eights_of<1, Weights>(layer, a, lda, rows, out, ldo, narrowed, whole, relu_first);
+  }
+  whole_panels<Weights>(layer, a, lda, rows, out, ldo, narrowed, first, whole, relu_first);
   activate_panels(layer, rows, out, ldo, first, last);
 }
 
@@ -361,13 +480,31 @@ void mlp_layer_bf16(const MlpLayer& layer, const float* a, int64_t lda, int64_t 
   layer_of<Bf16Weights>(layer, a, lda, rows, out, ldo, narrowed, first, last);
 }
 
+// Applies to y what was left for when results lie without gaps.
+void activate_late(const MlpLayer& layer, float* y, int64_t count) {
+  for (int i = begins_with_relu(layer); i < layer.activation_count; i++) {
+    const int64_t vectors = count / kLanes, done = vectors * kLanes;
+    activate(layer.activations[i], y, vectors);
+    float rest[kLanes] = {};
+    memcpy(rest, y + done, size_t(count - done) * sizeof(float));
+    activate(layer.activations[i], rest, 1);
+    memcpy(y + done, rest, size_t(count - done) * sizeof(float));
+  }
+}
+
 void mlp_finish(const MlpLayer& last, float* out, int64_t ldo, int64_t rows, float* y) {
   const int64_t N = last.out_features;
   if (N == 0) return;  // y may be null, and a softmax has no sixteen floats to look at
   const Activation tail = last.activation_count > 0 ? last.activations[last.activation_count - 1] : Activation::none;
-  for (int64_t row = 0; row < rows; row++) {
-    if (tail == Activation::softmax || tail == Activation::log_softmax) softmax_row(out + row * ldo, N, tail == Activation::log_softmax);
-    memcpy(y + row * N, out + row * ldo, size_t(N) * sizeof(float));
+  if (tail == Activation::softmax || tail == Activation::log_softmax)
+    for (int64_t row = 0; row < rows; row++) softmax_row(out + row * ldo, N, tail == Activation::log_softmax);
+  if (last.activates_late) {
+    float* to = y;
+    for (int64_t row = 0; row < rows; row++)
+      for (int64_t i = 0; i < N; i++) *to++ = out[row * ldo + i];
+    activate_late(last, y, rows * N);
+  } else {
+    for (int64_t row = 0; row < rows; row++) memcpy(y + row * N, out + row * ldo, size_t(N) * sizeof(float));
   }
 }
 
