@@ -48,12 +48,7 @@ struct Mask { __mmask16 m; };
 
 FASTGRAPH_INLINE F16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
 FASTGRAPH_INLINE F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
-// Loaded once: GCC would rather read it again for each of several uses, and loads are scarce.
-FASTGRAPH_INLINE F16 load_once(const float* p) {
-  F16 a = load(p);
-  asm("" : "+v"(a.v));
-  return a;
-}
+FASTGRAPH_INLINE F16 load_once(const float* p) { return load(p); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 FASTGRAPH_INLINE F16 add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
