@@ -74,8 +74,13 @@ class Contestant:
 
     def accuracy(self) -> float | None:
         """Share of the held-out digits that it classifies right, 0..1; None where the case has no digits."""
-        with torch.inference_mode():
-            return check.accuracy(lambda x: self._backend.run(self._given(x)), self._built.held_out, self._batch)
+
+        def run(x: Tensor) -> Tensor:
+            given = self._given(x)  # outside inference mode, as in prepare: torch.compile would compile anew
+            with torch.inference_mode():
+                return self._backend.run(given)
+
+        return check.accuracy(run, self._built.held_out, self._batch)
 
     def warm_up(self, plan: measure.Plan) -> measure.WarmUp:
         """Runs until it is stable."""

@@ -27,6 +27,7 @@ from bench.cases import Case, deep, net
 from bench.crew import Worker, WorkerFailed
 from bench.machine import machine, machine_lines
 from bench.measure import Plan
+from bench.nursery import Nursery
 from bench.session import CaseReport, CeilingBlocks, Session
 from bench.targets import CLIFF, Target
 from bench.text import duration, finite
@@ -307,7 +308,8 @@ def _tails(setting: Setting, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]
 
 def _optimize(setting: Setting, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     """What ``optimize`` costs without the capture."""
-    worker = Worker(extras.OptimizeTimer, threads=setting.threads)
+    nursery = Nursery(setting.threads)
+    worker = Worker(nursery, extras.OptimizeTimer)
     try:
         (case,) = deep([1])
         cost: extras.OptimizeCost = worker.ask("measure", case, limit_s=120)
@@ -316,6 +318,7 @@ def _optimize(setting: Setting, plan: Plan) -> Iterator[tuple[str, dict[str, Any
         return
     finally:
         worker.close()
+        nursery.close()
     speed = cost.packing_bytes_per_s
     yield (
         (

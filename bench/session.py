@@ -21,6 +21,7 @@ from bench.crew import Worker, WorkerFailed
 from bench.limits import Limit, limit
 from bench.measure import MIN_ROUNDS, Plan, Seconds, Timing, affordable_rounds, block_calls, interleave, summarize
 from bench.measure import WarmUp as Warm
+from bench.nursery import Nursery
 from bench.work import Work, work_of
 from fastgraph.verify import error
 
@@ -89,6 +90,8 @@ class Session:
     def __init__(self, backends: Mapping[str, type[Backend]], setting: Setting, stack: ExitStack) -> None:
         self.setting, self.backends, self._stack = setting, backends, stack
         self._refusals = {name: one().refusal(setting) for name, one in backends.items()}
+        self._nursery = Nursery(setting.threads)
+        stack.callback(self._nursery.close)
         self._workers = {
             name: self._start(Contestant, one, setting)
             for name, one in backends.items()
@@ -97,7 +100,7 @@ class Session:
         self._ceilings: Worker | None = None  # started when ceilings are first asked for
 
     def _start(self, make: Callable[..., object], *arguments: object) -> Worker:
-        worker = Worker(make, *arguments, threads=self.setting.threads)
+        worker = Worker(self._nursery, make, *arguments)
         self._stack.callback(worker.close)
         return worker
 

@@ -12,6 +12,7 @@ from bench import session as sessions
 from bench.backends import Backend, Setting
 from bench.crew import Worker, WorkerFailed
 from bench.measure import Plan
+from bench.nursery import Nursery
 from bench.session import CaseReport, CeilingBlocks, Row, Session
 from kernels import native
 from tests import bench_samples as samples
@@ -147,7 +148,8 @@ def cpu_seconds(pid: int) -> float:
 
 
 def test_a_worker_that_spins_is_stopped_while_others_run() -> None:
-    worker = Worker(Busy, threads=1)
+    nursery = Nursery(threads=1)
+    worker = Worker(nursery, Busy)
     try:
         pid = worker.ask("pid", limit_s=60)
         worker.ask("spin", limit_s=60)
@@ -157,6 +159,7 @@ def test_a_worker_that_spins_is_stopped_while_others_run() -> None:
         assert worker.ask("pid", limit_s=60) == pid  # and goes on when it is asked
     finally:
         worker.close()
+        nursery.close()
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(WorkerFailed, match="its process was closed"):
         worker.ask("pid", limit_s=1)
