@@ -11,10 +11,13 @@ from bench.backends import BACKENDS, DTYPES
 from bench.measure import MODES
 from bench.roofline import GPUS
 
+ALL = "all"  # the backends, at every batch size
 DEVICES = ("auto", "cpu", "cuda")
 
 EPILOG = f"""\
-backends, for --backends: {", ".join(BACKENDS)}
+backends, for --backends: {", ".join(BACKENDS)};
+by default each is measured everywhere but compile-max, which compiles for the first batch size of a model alone;
+"{ALL}" measures it at every one, a minute more.
 modes: "rounds" compares all backends in interleaved rounds; "single-stream" and "offline" are MLPerf's scenarios in
 small: one query after another at batch 1, judged by the 90th percentile over at least 1,024 queries; and samples a
 second over all calls of a large batch.
@@ -45,10 +48,10 @@ def parser() -> Parser:
     add("--batches", type=numbers, metavar="N,M", help="batch sizes (default: some for each model)")
     add("--device", choices=DEVICES, default="auto", help="auto: the CPU, and CUDA where it is there (default)")
     add("--dtype", type=among(tuple(DTYPES)), default=["fp32"], metavar="A,B", help="fp32, bf16 (default: fp32)")
-    add("--backends", type=among(tuple(BACKENDS)), metavar="A,B", help="default: all")
+    add("--backends", type=among((*BACKENDS, ALL)), metavar="A,B", help="default: all, compile-max at one batch size")
     add("--threads", type=number, metavar="N", help="of every backend on the CPU (default: as PyTorch chooses)")
     add("--rounds", type=number, metavar="N", help="at most so many interleaved rounds a case")
-    add("--budget", type=seconds, metavar="S", help="seconds of timing a case")
+    add("--budget", type=seconds, metavar="S", help="seconds of timing a case, as many rounds as fit, at least three")
     add("--mode", choices=MODES, default="rounds", help="see below (default: rounds)")
     add("--model-gpu", choices=tuple(GPUS), help="adds the floors that a model of this GPU gives")
     add("--quick", action="store_true", help="batch 1, four backends, short rounds: a look, not a result")

@@ -92,12 +92,12 @@ class Contestant:
         with torch.inference_mode():
             return measure.warm_up(finished, plan)
 
-    def block(self, count: int) -> measure.Seconds:
-        """Seconds of each of ``count`` calls."""
+    def block(self, count: int, limit_s: float = float("inf")) -> measure.Seconds:
+        """Seconds of each of ``count`` calls, or of as many as are over in ``limit_s`` on the CPU."""
         setting = self._setting
         with torch.inference_mode():
             if setting.device == "cpu" or setting.copies:  # a call that ends in the host's memory has ended
-                return measure.block(self._call, count)
+                return measure.block(self._call, count, limit_s)
             cold = setting.cache == "cold"
             return cuda.block(self._call, count, cuda.flusher(self._x.device) if cold else None)
 

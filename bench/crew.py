@@ -45,9 +45,12 @@ class Worker:
             self._there.close()
             self._connection.send(self._made_by)
             self._answer(limit_s)
-        except (OSError, WorkerFailed) as failure:
+        except WorkerFailed as failure:
             self._reason = str(failure)
-            raise WorkerFailed(self._reason) from None
+            raise
+        except OSError as error:
+            self._reason = f"its process could not be started: {error}"
+            raise WorkerFailed(self._reason) from error
 
     def ask(self, method: str, *arguments: Any, limit_s: float) -> Any:
         """The result of ``method(*arguments)`` of the worker's object.

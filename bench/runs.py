@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +29,10 @@ def ceilings(setting: Setting) -> CeilingBlocks:
 
 @dataclass(frozen=True)
 class Run:
-    """What to measure: all ``cases`` with all ``backends`` (option names) at each setting."""
+    """What to measure: all ``cases`` with all ``backends`` (option names) at each setting.
+
+    ``left_out`` names, by case, backends that are not measured there, each with the reason that the report gives.
+    """
 
     cases: tuple[Case, ...]
     backends: Sequence[str]
@@ -37,6 +40,7 @@ class Run:
     plan: Plan
     command: str
     model_gpu: str | None = None
+    left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
@@ -48,7 +52,8 @@ def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
             for setting in run.settings:
                 with session(run.backends, setting) as running:
                     for case in run.cases:
-                        done.append(running.run(case, run.plan, ceilings(setting), progress=tell))
+                        out = run.left_out.get(case.name, {})
+                        done.append(running.run(case, run.plan, ceilings(setting), progress=tell, left_out=out))
                         tell.advance()
                         console.print(table(done[-1]))
     except KeyboardInterrupt:

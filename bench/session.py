@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 
@@ -19,7 +20,17 @@ from bench.check import Reference, complaint, mean_error, reference
 from bench.contestant import Contestant, Ready
 from bench.crew import Worker, WorkerFailed
 from bench.limits import Limit, limit
-from bench.measure import MIN_ROUNDS, Plan, Seconds, Timing, affordable_rounds, block_calls, interleave, summarize
+from bench.measure import (
+    MIN_ROUNDS,
+    Plan,
+    Seconds,
+    Timing,
+    affordable_rounds,
+    block_calls,
+    block_limit_s,
+    interleave,
+    summarize,
+)
 from bench.measure import WarmUp as Warm
 from bench.nursery import Nursery
 from bench.work import Work, work_of
@@ -32,9 +43,9 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One backend in one case. ``status`` is "ok", "wrong", "failed" or "not possible"; times are in seconds.
+    """One backend in one case. ``status`` is "ok", "wrong", "failed", "not possible" or "left out".
 
-    ``reason`` says why there is no timing; ``where`` names the device and the provider or instruction set that really
+    Times are in seconds. ``reason`` says why there is no timing; ``where`` names the device and the provider or instruction set that really
     ran. ``prepare_s`` is None where an earlier batch size's preparation serves. ``peak_bytes`` is by how much the
     process had grown at most while it was timed.
     """
@@ -111,8 +122,9 @@ class Session:
         ceilings: CeilingBlocks | None = None,
         contender_ratio: float | None = None,
         progress: Progress = lambda text: None,
+        left_out: Mapping[str, str] = MappingProxyType({}),
     ) -> CaseReport:
-        """Measures one case.
+        """Measures one case, without the backends that are ``left_out``, which are listed with the reason given.
 
         A backend that is slower than the fastest by more than ``contender_ratio`` takes part in the first three rounds
         only; None gives everybody all rounds.
@@ -121,8 +133,11 @@ class Session:
         built = case.build()
         truth, work = reference(built, self.setting), work_of(built, self.setting)
         rows = {}
-        for name in self.backends:
-            progress(f"{case.name}: {self.backends[name].name}")
+        for name, backend in self.backends.items():
+            if name in left_out:
+                rows[name] = Row(backend.name, "left out", left_out[name])
+                continue
+            progress(f"{case.name}: {backend.name}")
             rows[name] = self._prepared(name, case, truth)
         ready = [name for name, row in rows.items() if row.status == "ok"]
         warm: dict[str, Warm] = {}
@@ -186,7 +201,8 @@ class Session:
             return {}, {}
         limit = min(one.call_s for one in warm.values()) * (contender_ratio or float("inf"))
         short = {name for name, one in warm.items() if one.call_s > limit}
-        rounds = affordable_rounds(plan, [one.call_s for name, one in warm.items() if name not in short] or [0])
+        others_s = len(ceilings.names) * ceilings.seconds if ceilings and self.setting.device == "cpu" else 0.0
+        rounds = affordable_rounds(plan, [one.call_s for name, one in warm.items() if name not in short], others_s)
         counts = {name: block_calls(plan, one.call_s, rounds) for name, one in warm.items()}
 
         def one_block(name: str, turn: int) -> Seconds | None:
@@ -194,7 +210,8 @@ class Session:
                 return None
             try:
                 expected = counts[name] * warm[name].call_s
-                return self._workers[name].ask("block", counts[name], limit_s=BLOCK_LIMIT_S + 20 * expected)
+                wanted = (counts[name], block_limit_s(plan))
+                return self._workers[name].ask("block", *wanted, limit_s=BLOCK_LIMIT_S + 20 * expected)
             except WorkerFailed as failure:
                 rows[name] = replace(rows[name], status="failed", reason=str(failure))
                 return None

@@ -15,7 +15,7 @@ import torch
 import bench
 from bench import arguments, cases, cli, runs
 from bench.backends import BACKENDS, Setting
-from bench.measure import MLPERF_QUERIES
+from bench.measure import MLPERF_QUERIES, affordable_rounds
 from bench.report import Report
 from bench.session import CaseReport, Session
 from tests.bench_samples import FAST, case_report, report
@@ -62,6 +62,29 @@ def test_without_arguments_everything_is_measured(instant: list[str], tmp_path: 
     assert cli.main(["--out", str(tmp_path)]) == 0
     assert instant == [case.name for case in [*cases.deep([1, 16, 1024]), *cases.net([1, 4])]]
     assert cli.chosen_backends(arguments.parser().parse_args([])) == list(BACKENDS)
+
+
+def test_what_compiles_longest_does_so_for_the_first_batch_alone() -> None:
+    parse, made = arguments.parser().parse_args, [*cases.deep([1, 16]), *cases.net([4, 1])]
+    left_out = cli.chosen_left_out(parse([]), made)
+    assert {name: list(reasons) for name, reasons in left_out.items()} == {
+        "DeepLearningModel, batch 16": ["compile-max"],
+        "Net, batch 1": ["compile-max"],
+    }
+    for asked in ("all", "compile-max"):
+        assert cli.chosen_left_out(parse(["--backends", asked]), made) == {}
+    assert cli.chosen_backends(parse(["--backends", "all"])) == list(BACKENDS)
+
+
+def test_a_budget_is_spent_on_as_many_rounds_as_fit() -> None:
+    parse = arguments.parser().parse_args
+    plain, budget, both = (
+        cli.chosen_plan(parse(argv)) for argv in ([], ["--budget", "60"], ["--budget", "60", "--rounds", "5"])
+    )
+    calls = [1e-4] * 4
+    assert affordable_rounds(plain, calls) == 15
+    assert 60 * 0.9 < affordable_rounds(budget, calls) * 4 * budget.block_s * 1.1 <= 60
+    assert affordable_rounds(both, calls) == 5
 
 
 def test_modes_are_mlperfs_scenarios(instant: list[str], tmp_path: Path) -> None:

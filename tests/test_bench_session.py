@@ -147,6 +147,32 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def test_what_is_left_out_is_listed_with_the_reason() -> None:
+    with session(samples.Hanging) as running:
+        report = running.run(samples.small_case(), samples.FAST, left_out={"hanging": "it takes long"})
+    assert (row(report, "hanging").status, row(report, "hanging").reason) == ("left out", "it takes long")
+
+
+def test_workers_without_a_nursery_are_listed() -> None:
+    with session(samples.Right, samples.Slow) as running:
+        running._workers["right"].start()
+        running._nursery.close()
+        report = running.run(samples.small_case(), samples.FAST)
+    assert row(report, "right").reason == "its process ended with SIGKILL"
+    assert (row(report, "slow").reason or "").startswith("its process could not be started: ")
+
+
+def test_workers_share_what_was_imported_and_nothing_else() -> None:
+    with session(samples.Right, samples.Slow) as running:
+        for name in ("right", "slow"):
+            running._workers[name].start()
+        pids = [running._workers[name]._pid for name in ("right", "slow")]
+        parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in pids}
+        assert parents == {str(running._nursery._process.pid)}
+        assert len(set(pids)) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 def test_a_worker_that_spins_is_stopped_while_others_run() -> None:
     nursery = Nursery(threads=1)
     worker = Worker(nursery, Busy)
