@@ -45,9 +45,9 @@ Progress = Callable[[str], None]
 class Row:
     """One backend in one case. ``status`` is "ok", "wrong", "failed", "not possible" or "left out".
 
-    Times are in seconds. ``reason`` says why there is no timing; ``where`` names the device and the provider or instruction set that really
-    ran. ``prepare_s`` is None where an earlier batch size's preparation serves. ``peak_bytes`` is by how much the
-    process had grown at most while it was timed.
+    Times are in seconds. ``reason`` says why there is no timing; ``where`` names the device and the provider or
+    instruction set that really ran. ``prepare_s`` is None where an earlier batch size's preparation serves.
+    ``peak_bytes`` is by how much the process had grown at most while it was timed.
     """
 
     backend: str
