@@ -24,7 +24,8 @@ from bench.measure import DEFAULT, MLPERF_QUERIES, QUICK, Plan
 from bench.report import Report, ReportError
 from bench.runs import Run, measure
 from bench.sides import side_by_side, sides_table
-from bench.table import modelled_table
+from bench.summary import summaries
+from bench.table import modelled_table, summary_table
 from bench.user_model import UsageError, user_cases
 from fastgraph.data import digits, photograph
 
@@ -69,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
     left_out = chosen_left_out(given, chosen)
     run = Run(tuple(chosen), chosen_backends(given), settings, plan, command, given.model_gpu, left_out)
     report = measure(run, about, console)
+    if found := summaries(report.cases):
+        console.print(summary_table(found, console.width))
     if sides := side_by_side(report.cases):
         console.print(sides_table(sides))
     if report.modelled:

@@ -55,7 +55,7 @@ def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
                         out = run.left_out.get(case.name, {})
                         done.append(running.run(case, run.plan, ceilings(setting), progress=tell, left_out=out))
                         tell.advance()
-                        console.print(table(done[-1]))
+                        console.print(table(done[-1], console.width), new_line_start=True)
     except KeyboardInterrupt:
         complete = False
         console.print("stopped: the report has what was measured until now")
