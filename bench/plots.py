@@ -8,11 +8,12 @@ from statistics import median
 
 import plotly.graph_objects as go
 
-from bench.backends import BACKENDS, BASELINE, OURS
+from bench.backends import BACKENDS, BASELINE
 from bench.session import CaseReport, Row
+from bench.summary import OURS_NAME, summaries, timed_cases
 from bench.text import duration, rate
 
-OURS_NAME, BASELINE_NAME = BACKENDS[OURS].name, BACKENDS[BASELINE].name
+BASELINE_NAME = BACKENDS[BASELINE].name
 # Distinct on white and on black, and for colour-blind readers (Okabe and Ito 2008); ours stands out.
 COLOURS = ("#8b949e", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#b07aa1", "#e69f00", "#d55e00", "#b8860b", "#7f7f00")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "pentagon", "star", "hexagon", "x")
@@ -28,6 +29,31 @@ def latency(cases: Sequence[CaseReport]) -> go.Figure:
 def throughput(cases: Sequence[CaseReport]) -> go.Figure:
     """Samples a second against the batch, both axes logarithmic; one line a backend."""
     return _against_batch(cases, "samples a second", lambda row: row.samples_per_s, rate)
+
+
+def glance(cases: Sequence[CaseReport]) -> go.Figure:
+    """How many times as fast as eager, logarithmic: a line for each case, a symbol for each backend."""
+    figure = go.Figure()
+    labels = {summary.label: case for summary, case in zip(summaries(cases), timed_cases(cases), strict=True)}
+    for name in _backends(cases):
+        rows = [(label, case.row(name)) for label, case in labels.items()]
+        points = [(label, row.ratio_to_eager) for label, row in rows if row and row.ratio_to_eager]
+        colour, symbol = STYLE[name]
+        figure.add_scatter(
+            x=[ratio for _, ratio in points],
+            y=[label for label, _ in points],
+            text=[f"{ratio:.2f}" for _, ratio in points],
+            mode="markers", name=name,
+            hovertemplate="%{y}, " + name + ": %{text} times as fast as eager<extra></extra>",
+            marker={"symbol": symbol, "color": colour, "size": 14 if name == OURS_NAME else 9},
+        )  # fmt: skip
+    figure.add_vline(x=1, line_dash="dash", line_color="#8b949e")
+    _lay_out(figure, "times as fast as eager", "")
+    ticks = log_ticks([x for trace in figure.data for x in trace.x])
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    figure.update_yaxes(autorange="reversed", showline=False, gridcolor="#d1d9e0")
+    figure.update_layout(height=190 + 44 * len(labels))
+    return figure
 
 
 def speedup(cases: Sequence[CaseReport]) -> go.Figure:

@@ -15,7 +15,7 @@ from bench.session import CaseReport, Row
 from bench.text import finite
 from bench.work import Work
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of ``report.json``; ``bench/report.schema.json`` describes it. It grows when old readers would misread it."""
 
 
@@ -101,7 +101,7 @@ def _flat(case: CaseReport, row: Row) -> dict[str, Any]:
         "batch": case.batch,
         **asdict(case.setting),
         **{f.name: getattr(row, f.name) for f in fields(Row) if f.name not in ("timing", "limit")},
-        **{f.name: getattr(timing, f.name, None) for f in fields(Timing) if f.name != "round_medians_s"},
+        **{f.name: getattr(timing, f.name, None) for f in fields(Timing) if not f.name.startswith("round_")},
         "flops": case.work.flops if case.work else None,
         "bytes": case.work.bytes if case.work else None,
         "binding": limit.binding if limit else None,
@@ -127,5 +127,6 @@ def _row(content: dict[str, Any]) -> Row:
     """A row read back."""
     timing, limit = content["timing"], content["limit"]
     if timing is not None:
-        timing = Timing(**timing | {"round_medians_s": tuple(timing["round_medians_s"])})
+        rounds: dict[str, Any] = {name: tuple(timing[name]) for name in ("round_medians_s", "round_p25_s")}
+        timing = Timing(**timing | rounds)
     return Row(**content | {"timing": timing, "limit": Limit(**limit) if limit else None})

@@ -41,13 +41,15 @@ class Summary:
         )
 
 
+def timed_cases(cases: Sequence[CaseReport]) -> list[CaseReport]:
+    """Those in which somebody has a speed."""
+    return [case for case in cases if any(row.timing for row in case.rows)]
+
+
 def summaries(cases: Sequence[CaseReport]) -> list[Summary]:
-    """One for each case in which somebody has a speed; the setting is named where there are several."""
+    """One for each of ``timed_cases``; the setting is named where there are several."""
     several = len({case.setting for case in cases}) > 1
-    labels = [f"{case.case}, {case.setting}" if several else case.case for case in cases]
-    return [
-        _summary(label, case) for label, case in zip(labels, cases, strict=True) if any(row.timing for row in case.rows)
-    ]
+    return [_summary(f"{case.case}, {case.setting}" if several else case.case, case) for case in timed_cases(cases)]
 
 
 def verdict(found: Sequence[Summary]) -> str:

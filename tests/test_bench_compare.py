@@ -1,13 +1,17 @@
 """Two reports: no regression between runs of the same code, and one where it was made slower."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bench.backends import Setting
 from bench.compare import compare, ratio_interval
+from bench.measure import Plan
 from bench.report import Report
-from tests.bench_samples import case_report, report
+from bench.session import Session
+from tests.bench_samples import Paced, PacedSlower, case_report, report, small_case
 
 
 def noisy(seed: int, factor: float = 1.0, machine: float = 1.0) -> Report:
@@ -21,7 +25,8 @@ def noisy(seed: int, factor: float = 1.0, machine: float = 1.0) -> Report:
             if row.timing is not None:
                 own = factor if row.backend == "fastgraph" else 1.0
                 medians = row.timing.median_s * own * swing * generator.normal(1, 0.03, 9)
-                timing = replace(row.timing, median_s=float(np.median(medians)), round_medians_s=tuple(medians))
+                quarters = tuple(0.98 * medians)
+                timing = replace(row.timing, round_medians_s=tuple(medians), round_p25_s=quarters)
                 row = replace(row, timing=timing)
             rows.append(row)
         cases.append(replace(case, rows=tuple(rows)))
@@ -40,6 +45,63 @@ def test_a_slow_down_of_a_fifth_is_found(seed: int) -> None:
     found = compare(noisy(seed), noisy(100 + seed, factor=1.2, machine=0.8), ["fastgraph"], threshold=0.05)
     assert all(one.regression for one in found)
     assert all(one.low is not None and one.ratio is not None and one.low < one.ratio for one in found)
+
+
+def test_what_a_run_scatters_by_itself_is_no_regression() -> None:
+    """All rounds of the second run are slower by a quarter, and a quarter of its calls is much faster."""
+    before, after = report(case_report(16, 2e-5)), report(case_report(16, 2.5e-5))
+    (quiet,) = compare(before, after, ["fastgraph"], threshold=0.05)
+    assert (quiet.regression, quiet.verdict) == (True, "regression")
+    assert quiet.bound == pytest.approx(1.06)  # a quarter of the calls is 1 % faster
+    (case,) = after.cases
+    rows = []
+    for row in case.rows:
+        if row.timing is not None:
+            quarters = tuple(0.75 * median_s for median_s in row.timing.round_medians_s)
+            row = replace(row, timing=replace(row.timing, round_p25_s=quarters))
+        rows.append(row)
+    case = replace(case, rows=tuple(rows))
+    (noisy_one,) = compare(before, report(case), ["fastgraph"], threshold=0.05)
+    assert (noisy_one.regression, noisy_one.verdict) == (False, "slower, but within the noise, up to 1.30")
+
+
+def test_verdicts_in_words() -> None:
+    before = report(case_report(16, 2e-5))
+    said = {
+        factor: compare(before, report(case_report(16, factor * 2e-5)), ["fastgraph"], threshold=0.05)[0].verdict
+        for factor in (0.8, 0.97, 1.0, 1.03, 1.2)
+    }
+    assert said == {
+        0.8: "faster",
+        0.97: "faster, but within the noise, from 0.94",
+        1.0: "no difference",
+        1.03: "slower, but within the noise, up to 1.06",
+        1.2: "regression",
+    }
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Report]:
+    """Real runs, in processes of their own: twice the same code, and once a fifth slower."""
+    plan = Plan(rounds=9, block_s=0.02, warm_up_s=0.05, case_s=5)
+    found = {}
+    for name, backend in (("first", Paced), ("second", Paced), ("slower", PacedSlower)):
+        with ExitStack() as stack:
+            running = Session({"fastgraph": backend}, Setting(), stack)
+            found[name] = report(running.run(small_case(), plan))
+    return found
+
+
+def test_two_runs_of_the_same_code_are_no_regression(measured: dict[str, Report]) -> None:
+    for first, second in (("first", "second"), ("second", "first")):
+        (found,) = compare(measured[first], measured[second], ["fastgraph"], threshold=0.05, absolute=True)
+        assert found.ratio is not None
+        assert not found.regression
+
+
+def test_a_run_that_is_a_fifth_slower_is_a_regression(measured: dict[str, Report]) -> None:
+    (found,) = compare(measured["first"], measured["slower"], ["fastgraph"], threshold=0.05, absolute=True)
+    assert found.regression
 
 
 def test_absolute_times_see_the_machine() -> None:

@@ -75,8 +75,8 @@ def test_reading_gives_back_what_was_written() -> None:
         ("nothing", "it is no report of python -m bench"),
         ("[1]", "it is no report of python -m bench"),
         ("{}", "it is no report of python -m bench"),
-        ('{"schema_version": 7}', "its schema version is 7; this bench reads version 1"),
-        ('{"schema_version": 1}', "it is no complete report: 'cases'"),
+        ('{"schema_version": 7}', "its schema version is 7; this bench reads version 2"),
+        ('{"schema_version": 2}', "it is no complete report: 'cases'"),
     ],
 )
 def test_what_is_no_report_is_named(tmp_path: Path, content: str, message: str) -> None:
