@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +26,10 @@ class Comparison:
     ``reason`` where there is nothing to compare. A ``regression`` is an interval that lies above ``bound`` altogether,
     or a backend that had a speed before and has none now.
 
-    The rounds of one run are seconds apart. What changes from run to run (neighbours, memory pages, clocks) moves all
-    of them alike, and no interval over them can see it: two runs of the same code beside busy neighbours gave 48 and
-    37 us, with 6 and 3 % between the quartiles of their rounds. Single calls do see them: the faster quarter is then
-    well below the median. So ``bound`` is 1 + threshold and by how much of the median (within a round, in the worse
-    of both runs); on a quiet machine that adds little.
+    The rounds of one run are seconds apart. What changes from run to run moves all of them alike, and no interval
+    over them can see it: runs of the same code beside busy neighbours gave 28, 37 and 48 us, as there was a second
+    processor, at times, or never, with a few per cent between rounds. Who has had the share u of the processors taken
+    away may take 1 / (1 - u) times as long, so ``bound`` is (1 + threshold) / (1 - u), with the larger u of both runs.
     """
 
     case: str
@@ -42,6 +40,7 @@ class Comparison:
     regression: bool
     reason: str | None = None
     bound: float | None = None
+    others: float = 0.0
 
     @property
     def verdict(self) -> str:
@@ -53,9 +52,10 @@ class Comparison:
         if self.low <= 1 <= self.high:
             return "no difference"
         assert self.bound is not None
-        if self.low > 1:
-            return f"slower, but within the noise, up to {self.bound:.2f}"
-        return "faster" if self.high < 1 / self.bound else f"faster, but within the noise, from {1 / self.bound:.2f}"
+        what, bound = ("slower", self.bound) if self.low > 1 else ("faster", 1 / self.bound)
+        if self.high < bound and what == "faster":
+            return what
+        return f"{what}, but within the noise ({bound:.2f}; others took {self.others:.0%} of the processors)"
 
 
 def compare(
@@ -115,17 +115,9 @@ def _compare(
         reason = f"{row.status}: {row.reason}" if row and row.reason else "has no speed in the second report"
         return Comparison(case, ours, None, None, None, True, reason)
     ratio, low, high = ratio_interval(before, after)
-    bound = 1 + threshold + max(_disturbance(report, ours) for report in (first, second))
-    return Comparison(case, ours, ratio, low, high, low > bound, bound=bound)
-
-
-def _disturbance(case: CaseReport, backend: str) -> float:
-    """How far the faster quarter of a round's calls lies below their median, as a share of it: in most rounds."""
-    row = case.row(backend)
-    assert row is not None
-    assert row.timing is not None
-    pairs = zip(row.timing.round_p25_s, row.timing.round_medians_s, strict=True)
-    return median(1 - quarter / middle for quarter, middle in pairs)
+    others = max(report.others or 0.0 for report in (first, second))
+    bound = (1 + threshold) / max(1 - others, 1e-3)
+    return Comparison(case, ours, ratio, low, high, low > bound, bound=bound, others=others)
 
 
 def _relative(case: CaseReport, backend: str, absolute: bool) -> NDArray[np.float64] | None:

@@ -28,7 +28,7 @@ class Worker:
         self._nursery, self._made_by = nursery, (make, arguments)
         self._connection, self._there = Pipe()
         self._said = TemporaryFile()  # noqa: SIM115 - closed with the worker
-        self._pid: int | None = None
+        self.pid: int | None = None
         self._status: int | None = None
         self._reason: str | None = None
 
@@ -38,10 +38,10 @@ class Worker:
         Raises:
             WorkerFailed: it could not be made.
         """
-        if self._pid is not None or self._reason is not None:
+        if self.pid is not None or self._reason is not None:
             return
         try:
-            self._pid = self._nursery.fork(self._there, self._said)
+            self.pid = self._nursery.fork(self._there, self._said)
             self._there.close()
             self._connection.send(self._made_by)
             self._answer(limit_s)
@@ -95,13 +95,13 @@ class Worker:
 
     def _signal(self, number: signal.Signals) -> None:
         """Sends a signal, as long as the process id is its own."""
-        if self._pid is not None and self._status is None:
-            os.kill(self._pid, number)
+        if self.pid is not None and self._status is None:
+            os.kill(self.pid, number)
 
     def _wait(self) -> int:
         """The exit status, once the process has ended."""
-        if self._status is None and self._pid is not None:
-            self._status = self._nursery.wait(self._pid)
+        if self._status is None and self.pid is not None:
+            self._status = self._nursery.wait(self.pid)
         return self._status or 0
 
     def _gone(self) -> NoReturn:

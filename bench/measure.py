@@ -59,7 +59,6 @@ class Timing:
 
     ``p99_s`` is None below ``CALLS_FOR_P99`` calls, where too few are beyond it. ``round_medians_s`` has one value a
     round: those of different backends belong together, one after the other in the same moment of the machine.
-    ``round_p25_s`` are their first quartiles.
     """
 
     calls: int
@@ -70,7 +69,6 @@ class Timing:
     p90_s: float
     p99_s: float | None
     round_medians_s: tuple[float, ...]
-    round_p25_s: tuple[float, ...]
 
 
 def summarize(samples: Sequence[Seconds]) -> Timing:
@@ -86,7 +84,6 @@ def summarize(samples: Sequence[Seconds]) -> Timing:
         p90_s=p90,
         p99_s=p99 if len(calls) >= CALLS_FOR_P99 else None,
         round_medians_s=tuple(float(np.median(one_round)) for one_round in samples),
-        round_p25_s=tuple(float(np.percentile(one_round, 25)) for one_round in samples),
     )
 
 

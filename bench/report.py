@@ -101,11 +101,12 @@ def _flat(case: CaseReport, row: Row) -> dict[str, Any]:
         "batch": case.batch,
         **asdict(case.setting),
         **{f.name: getattr(row, f.name) for f in fields(Row) if f.name not in ("timing", "limit")},
-        **{f.name: getattr(timing, f.name, None) for f in fields(Timing) if not f.name.startswith("round_")},
+        **{f.name: getattr(timing, f.name, None) for f in fields(Timing) if f.name != "round_medians_s"},
         "flops": case.work.flops if case.work else None,
         "bytes": case.work.bytes if case.work else None,
         "binding": limit.binding if limit else None,
         "share_of_ceiling": limit.share if limit else None,
+        "others": case.others,
     }
 
 
@@ -127,6 +128,5 @@ def _row(content: dict[str, Any]) -> Row:
     """A row read back."""
     timing, limit = content["timing"], content["limit"]
     if timing is not None:
-        rounds: dict[str, Any] = {name: tuple(timing[name]) for name in ("round_medians_s", "round_p25_s")}
-        timing = Timing(**timing | rounds)
+        timing = Timing(**timing | {"round_medians_s": tuple(timing["round_medians_s"])})
     return Row(**content | {"timing": timing, "limit": Limit(**limit) if limit else None})

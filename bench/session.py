@@ -5,6 +5,7 @@ A backend that cannot, fails or is wrong is listed with its reason and gets no s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from bench.measure import (
     summarize,
 )
 from bench.measure import WarmUp as Warm
+from bench.neighbours import processors
 from bench.nursery import Nursery
 from bench.work import Work, work_of
 from fastgraph.verify import error
@@ -69,7 +71,10 @@ class Row:
 
 @dataclass(frozen=True)
 class CaseReport:
-    """All backends on one case, what they were checked against, and the ceilings measured in the same rounds."""
+    """All backends on one case, what they were checked against, and the ceilings measured in the same rounds.
+
+    ``others`` is the share of the processors, 0..1, that other processes took during the rounds; None if unknown.
+    """
 
     case: str
     model: str
@@ -81,6 +86,7 @@ class CaseReport:
     work: Work | None
     rows: tuple[Row, ...]
     ceilings: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    others: float | None = None
 
     def row(self, backend: str) -> Row | None:
         """The backend's row, by its name in the report."""
@@ -147,7 +153,9 @@ class Session:
             except WorkerFailed as failure:
                 rows[name] = replace(rows[name], status="failed", reason=str(failure))
         progress(f"{case.name}: rounds")
+        before = processors(self._pids())
         found = self._rounds(rows, warm, plan, ceilings, work.weight_bytes if work else 0, contender_ratio)
+        after = processors(self._pids())
         self._add_timings(rows, warm, found[0], case.batch, plan.mode)
         if work is not None:
             self._add_limits(rows, work, found[1])
@@ -162,7 +170,13 @@ class Session:
             work=work,
             rows=tuple(rows.values()),
             ceilings=found[1],
+            others=after.others_since(before) if before and after else None,
         )
+
+    def _pids(self) -> list[int]:
+        """The processes of this session."""
+        workers = [*self._workers.values(), *([self._ceilings] if self._ceilings else [])]
+        return [os.getpid(), *(worker.pid for worker in workers if worker.pid is not None)]
 
     def call(self, name: str, method: str, *arguments: object) -> object:
         """A method of a backend's worker, by the backend's option name; raises WorkerFailed."""

@@ -14,6 +14,7 @@ from bench.session import CaseReport, Row
 from bench.summary import SUMMARY, Summary, verdict
 from bench.text import duration, rate, size
 
+BUSY = 0.05  # of the processors' time: others that take more are noted
 NOISY = 0.1  # of the median: an IQR beyond it is noted
 COLUMNS = (
     *("median", "IQR", "p90", "p99", "calls", "samples/s", "x eager", "of limit", "max error", "mean error"),
@@ -83,7 +84,9 @@ def caption(report: CaseReport) -> str:
         for name, values in report.ceilings.items()
     ]
     did = f"a call: {rate(report.work.flops)}FLOP, {size(report.work.bytes)} at least" if report.work else ""
-    return "; ".join(part for part in (did, "ceilings: " + ", ".join(ceilings) if ceilings else "") if part)
+    busy = (report.others or 0) > BUSY
+    others = f"doubtful: other processes took {report.others:.0%} of the processors" if busy else ""
+    return "; ".join(part for part in (did, "ceilings: " + ", ".join(ceilings) if ceilings else "", others) if part)
 
 
 def modelled_table(floors: Sequence[dict[str, Any]]) -> Table:

@@ -167,8 +167,7 @@ def timing(median_s: float, spread: float = 0.01, rounds: int = 9, calls: int = 
     """A timing whose rounds lie evenly within ``spread`` around the median."""
     steps = [1 + spread * (2 * i / (rounds - 1) - 1) for i in range(rounds)]
     medians = tuple(median_s * step for step in steps)
-    quarters = tuple(0.99 * one for one in medians)
-    return Timing(calls, rounds, median_s, median_s, median_s * spread, median_s * 1.2, None, medians, quarters)
+    return Timing(calls, rounds, median_s, median_s, median_s * spread, median_s * 1.2, None, medians)
 
 
 def case_report(batch: int = 16, ours_s: float = 2e-5, device: str = "cpu") -> CaseReport:

@@ -54,7 +54,6 @@ def test_summary_is_over_the_calls_of_all_rounds() -> None:
     assert (timing.calls, timing.rounds, timing.median_s, timing.mean_s, timing.iqr_s) == (11, 2, 6.0, 6.0, 5.0)
     assert timing.p90_s == 10.0
     assert timing.round_medians_s == (2.5, 8.0)
-    assert timing.round_p25_s == (1.75, 6.5)
 
 
 def test_summary_ignores_the_order_and_survives_an_outlier() -> None:

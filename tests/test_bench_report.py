@@ -174,6 +174,8 @@ def test_caption_tells_the_work_and_the_ceilings() -> None:
     said = caption(case_report(1))
     assert said.startswith("a call: 1.07 MFLOP, 2.14 MB at least; ceilings: fma 90 GFLOP/s, L2 80 GB/s")
     assert said.endswith("memory 9 GB/s, launch 1.0 µs")
+    busy = caption(replace(case_report(1), others=0.41))
+    assert busy.endswith("; doubtful: other processes took 41% of the processors")
 
 
 def test_markdown_has_every_row_and_escapes_bars() -> None:

@@ -166,7 +166,7 @@ def test_workers_share_what_was_imported_and_nothing_else() -> None:
     with session(samples.Right, samples.Slow) as running:
         for name in ("right", "slow"):
             running._workers[name].start()
-        pids = [running._workers[name]._pid for name in ("right", "slow")]
+        pids = [running._workers[name].pid for name in ("right", "slow")]
         parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in pids}
         assert parents == {str(running._nursery._process.pid)}
         assert len(set(pids)) == 2
