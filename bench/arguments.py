@@ -22,6 +22,7 @@ modes: "rounds" compares all backends in interleaved rounds; "single-stream" and
 small: one query after another at batch 1, judged by the 90th percentile over at least 1,024 queries; and samples a
 second over all calls of a large batch.
 python -m bench perf   our kernels against the best peer and the machine's ceiling, with targets (see its --help)
+python -m bench picture REPORT.json    draws a report's plot for a README, light and dark
 python -m bench compare A.json B.json   compares two reports and ends with status 1 where B is slower beyond noise
 """
 
@@ -69,6 +70,14 @@ def compare_parser() -> Parser:
     made.add_argument(
         "--threshold", type=share, default=0.05, metavar="R", help="slower by more than this is a regression (0.05)"
     )
+    return made
+
+
+def picture_parser() -> Parser:
+    """The arguments of ``python -m bench picture``."""
+    made = Parser(prog="python -m bench picture", description="A report's plot at a glance as PNG, light and dark.")
+    made.add_argument("report", type=Path, metavar="REPORT.json")
+    made.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for both (default: out)")
     return made
 
 

@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 import torch
 from rich.console import Console
 
-from bench import arguments, cases, compare, perf
+from bench import arguments, cases, compare, perf, picture
 from bench.arguments import ALL
 from bench.backends import BACKENDS, OURS, Setting
 from bench.cases import Case
@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
         return perf.main(argv[1:])
     if argv[:1] == ["compare"]:
         return compare_reports(argv[1:])
+    if argv[:1] == ["picture"]:
+        return draw_picture(argv[1:])
     parser = arguments.parser()
     given = parser.parse_args(argv)
     out: Path = given.out
@@ -157,6 +159,18 @@ def compare_reports(argv: Sequence[str]) -> int:
         parser.error(f"{given.before}: has no speed of {', '.join(given.backends)}: there is nothing to compare")
     console.print(compare.table(found))
     return 1 if any(one.regression for one in found) else 0
+
+
+def draw_picture(argv: Sequence[str]) -> int:
+    """Draws a report's plot; status 2 where that cannot be done."""
+    parser = arguments.picture_parser()
+    given = parser.parse_args(argv)
+    try:
+        written = picture.draw(Report.load(given.report), given.out)
+    except (ReportError, ImportError, RuntimeError, OSError) as error:
+        parser.error(str(error).strip().splitlines()[0])
+    print(f"written: {', '.join(map(str, written))}")
+    return 0
 
 
 def save(report: Report, out: Path, console: Console) -> None:

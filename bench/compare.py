@@ -13,6 +13,7 @@ from rich.table import Table
 from bench.backends import BACKENDS, BASELINE
 from bench.report import Report
 from bench.session import CaseReport
+from bench.table import BUSY
 
 RESAMPLES = 4000
 INTERVAL = (2.5, 97.5)  # percent: the interval's ends
@@ -53,9 +54,7 @@ class Comparison:
             return "no difference"
         assert self.bound is not None
         what, bound = ("slower", self.bound) if self.low > 1 else ("faster", 1 / self.bound)
-        if self.high < bound and what == "faster":
-            return what
-        return f"{what}, but within the noise ({bound:.2f}; others took {self.others:.0%} of the processors)"
+        return what if what == "faster" and self.high < bound else f"{what}, within the noise"
 
 
 def compare(
@@ -66,23 +65,34 @@ def compare(
     Times are taken relative to eager's in the same round, unless ``absolute``: the machine may have been another, or
     busier, and eager did not change.
     """
+    several = len({case.setting for case in (*before.cases, *after.cases)}) > 1
+
+    def name(case: CaseReport) -> str:
+        return f"{case.case}, {case.setting}" if several else case.case
+
     later = {_key(case): case for case in after.cases}
     found = []
     for case in before.cases:
         second = later.get(_key(case))
-        for ours in (BACKENDS[name].name for name in backends):
+        for ours in (BACKENDS[option].name for option in backends):
             if second is not None:
-                found.append(_compare(_name(case), ours, case, second, threshold, absolute))
+                found.append(_compare(name(case), ours, case, second, threshold, absolute))
             elif _relative(case, ours, absolute) is not None:
-                found.append(Comparison(_name(case), ours, None, None, None, False, "not in the second report"))
+                found.append(Comparison(name(case), ours, None, None, None, False, "not in the second report"))
     return [one for one in found if one is not None]
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
-    """The comparisons for a terminal."""
-    made = Table("case", "backend", "after / before", "95 % interval", "verdict", box=SIMPLE_HEAD)
+    """The comparisons for a terminal; "noise" is the ratio up to which a difference may be that of the machine."""
+    others = max((one.others for one in comparisons), default=0.0)
+    said = f"other processes took up to {others:.0%} of the processors in these runs: measure on a quiet machine"
+    made = Table(box=SIMPLE_HEAD, caption=said if others > BUSY else None, caption_justify="left")
+    for name in ("case", "backend", "after / before", "95 % interval", "noise", "verdict"):
+        made.add_column(name, overflow="fold")
     for one in comparisons:
-        figures = ("-", "-") if one.ratio is None else (f"{one.ratio:.3f}", f"{one.low:.3f} to {one.high:.3f}")
+        figures = ("-", "-", "-")
+        if one.ratio is not None:
+            figures = (f"{one.ratio:.2f}", f"{one.low:.2f} to {one.high:.2f}", f"{one.bound:.2f}")
         made.add_row(one.case, one.backend, *figures, one.verdict)
     return made
 
@@ -132,8 +142,3 @@ def _relative(case: CaseReport, backend: str, absolute: bool) -> NDArray[np.floa
 def _key(case: CaseReport) -> tuple[object, ...]:
     """What makes two cases the same."""
     return case.case, case.setting
-
-
-def _name(case: CaseReport) -> str:
-    """The case for people."""
-    return f"{case.case}, {case.setting}"

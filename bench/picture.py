@@ -18,9 +18,12 @@ def draw(report: Report, out: Path) -> list[Path]:
         RuntimeError: there is no Chromium.
         OSError: the folder cannot be written.
     """
-    import kaleido  # noqa: F401 - Plotly's own complaint about it is ten lines long
+    try:
+        import kaleido  # noqa: F401 - Plotly's own complaint is ten lines long
 
-    from bench import plots
+        from bench import plots
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}; pip install 'fastgraph[bench]'") from error
 
     out.mkdir(parents=True, exist_ok=True)
     written = []

@@ -148,7 +148,7 @@ def test_compare_ends_with_1_on_a_regression(tmp_path: Path, capsys: pytest.Capt
     before, after = str(tmp_path / "a.json"), str(tmp_path / "b.json")
     assert cli.main(["compare", before, before]) == 0
     assert cli.main(["compare", before, after]) == 1
-    assert "1.250" in capsys.readouterr().out
+    assert "1.25 " in capsys.readouterr().out
     assert cli.main(["compare", after, before]) == 0
     assert cli.main(["compare", before, after, "--threshold", "0.5"]) == 0
 
