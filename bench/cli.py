@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryFile, mkdtemp
 
 import torch
 from rich.console import Console
@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
     out: Path = given.out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "report.json").touch()
+        with TemporaryFile(dir=out):  # said before anything is measured, and leaves nothing behind
+            pass
     except OSError as error:
         parser.error(f"argument --out: cannot write to the folder: {error}")
     try:

@@ -192,6 +192,7 @@ def test_cuda_without_a_device_ends_with_one_line(tmp_path: Path, capsys: pytest
         cli.main(["--device", "cuda", "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert "--device cuda: there is no CUDA device here; allowed: auto, cpu" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []  # no empty report
 
 
 def test_with_a_device_cuda_is_measured_in_four_ways(monkeypatch: pytest.MonkeyPatch) -> None:
