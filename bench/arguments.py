@@ -11,14 +11,18 @@ from bench.backends import BACKENDS, DTYPES
 from bench.measure import MODES
 from bench.roofline import GPUS
 
+ALL = "all"  # the backends, at every batch size
 DEVICES = ("auto", "cpu", "cuda")
 
 EPILOG = f"""\
-backends, for --backends: {", ".join(BACKENDS)}
+backends, for --backends: {", ".join(BACKENDS)};
+by default each is measured everywhere but compile-max, which compiles for the first batch size of a model alone;
+"{ALL}" measures it at every one, a minute more.
 modes: "rounds" compares all backends in interleaved rounds; "single-stream" and "offline" are MLPerf's scenarios in
 small: one query after another at batch 1, judged by the 90th percentile over at least 1,024 queries; and samples a
 second over all calls of a large batch.
 python -m bench perf   our kernels against the best peer and the machine's ceiling, with targets (see its --help)
+python -m bench picture REPORT.json    draws a report's plot for a README, light and dark
 python -m bench compare A.json B.json   compares two reports and ends with status 1 where B is slower beyond noise
 """
 
@@ -45,10 +49,10 @@ def parser() -> Parser:
     add("--batches", type=numbers, metavar="N,M", help="batch sizes (default: some for each model)")
     add("--device", choices=DEVICES, default="auto", help="auto: the CPU, and CUDA where it is there (default)")
     add("--dtype", type=among(tuple(DTYPES)), default=["fp32"], metavar="A,B", help="fp32, bf16 (default: fp32)")
-    add("--backends", type=among(tuple(BACKENDS)), metavar="A,B", help="default: all")
+    add("--backends", type=among((*BACKENDS, ALL)), metavar="A,B", help="default: all, compile-max at one batch size")
     add("--threads", type=number, metavar="N", help="of every backend on the CPU (default: as PyTorch chooses)")
     add("--rounds", type=number, metavar="N", help="at most so many interleaved rounds a case")
-    add("--budget", type=seconds, metavar="S", help="seconds of timing a case")
+    add("--budget", type=seconds, metavar="S", help="seconds of timing a case, as many rounds as fit, at least three")
     add("--mode", choices=MODES, default="rounds", help="see below (default: rounds)")
     add("--model-gpu", choices=tuple(GPUS), help="adds the floors that a model of this GPU gives")
     add("--quick", action="store_true", help="batch 1, four backends, short rounds: a look, not a result")
@@ -66,6 +70,14 @@ def compare_parser() -> Parser:
     made.add_argument(
         "--threshold", type=share, default=0.05, metavar="R", help="slower by more than this is a regression (0.05)"
     )
+    return made
+
+
+def picture_parser() -> Parser:
+    """The arguments of ``python -m bench picture``."""
+    made = Parser(prog="python -m bench picture", description="A report's plot at a glance as PNG, light and dark.")
+    made.add_argument("report", type=Path, metavar="REPORT.json")
+    made.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for both (default: out)")
     return made
 
 

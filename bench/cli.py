@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryFile, mkdtemp
 
 import torch
 from rich.console import Console
 
-from bench import arguments, cases, compare, perf
+from bench import arguments, cases, compare, perf, picture
+from bench.arguments import ALL
 from bench.backends import BACKENDS, OURS, Setting
 from bench.cases import Case
 from bench.html import page
@@ -23,15 +24,19 @@ from bench.measure import DEFAULT, MLPERF_QUERIES, QUICK, Plan
 from bench.report import Report, ReportError
 from bench.runs import Run, measure
 from bench.sides import side_by_side, sides_table
-from bench.table import modelled_table
+from bench.summary import summaries
+from bench.table import modelled_table, summary_table
 from bench.user_model import UsageError, user_cases
 from fastgraph.data import digits, photograph
 
+MANY_ROUNDS = 1000  # more than fit into a budget
 WIDTH = 200  # of the tables where the output is no terminal
 BATCHES = {"deep": (1, 16, 1024), "net": (1, 4)}
 QUICK_BATCHES = {"deep": (1,), "net": (1,)}
 MODE_BATCHES = {"single-stream": QUICK_BATCHES, "offline": {"deep": (8192,), "net": (16,)}}
 QUICK_BACKENDS = ("eager", "compile", "onnxruntime", "fastgraph")
+# Compiling for a batch size takes it 10 to 20 s of processor time, as much as all other backends together.
+SLOW_TO_COMPILE = "compile-max"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,12 +50,15 @@ def main(argv: Sequence[str]) -> int:
         return perf.main(argv[1:])
     if argv[:1] == ["compare"]:
         return compare_reports(argv[1:])
+    if argv[:1] == ["picture"]:
+        return draw_picture(argv[1:])
     parser = arguments.parser()
     given = parser.parse_args(argv)
     out: Path = given.out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "report.json").touch()
+        with TemporaryFile(dir=out):  # said before anything is measured, and leaves nothing behind
+            pass
     except OSError as error:
         parser.error(f"argument --out: cannot write to the folder: {error}")
     try:
@@ -62,8 +70,11 @@ def main(argv: Sequence[str]) -> int:
     for line in machine_lines(about):
         console.print(line, soft_wrap=True)
     command = shlex.join(["python", "-m", "bench", *argv])
-    run = Run(tuple(chosen), chosen_backends(given), settings, plan, command, given.model_gpu)
+    left_out = chosen_left_out(given, chosen)
+    run = Run(tuple(chosen), chosen_backends(given), settings, plan, command, given.model_gpu, left_out)
     report = measure(run, about, console)
+    if found := summaries(report.cases):
+        console.print(summary_table(found, console.width))
     if sides := side_by_side(report.cases):
         console.print(sides_table(sides))
     if report.modelled:
@@ -93,8 +104,17 @@ def chosen_cases(given: argparse.Namespace) -> list[Case]:
 def chosen_backends(given: argparse.Namespace) -> list[str]:
     """The backends' option names."""
     if given.backends is not None:
-        return given.backends
+        return list(BACKENDS) if ALL in given.backends else given.backends
     return list(QUICK_BACKENDS if given.quick else BACKENDS)
+
+
+def chosen_left_out(given: argparse.Namespace, chosen: Sequence[Case]) -> dict[str, dict[str, str]]:
+    """What takes too long for a run that did not ask for it by name: by case and backend, with the reason."""
+    if given.backends is not None:
+        return {}
+    first = {case.model: case for case in reversed(chosen)}
+    reason = f"compiled for the first batch size alone to save time; --backends {ALL} has it at every one"
+    return {case.name: {SLOW_TO_COMPILE: reason} for case in chosen if case is not first[case.model]}
 
 
 def chosen_settings(given: argparse.Namespace) -> list[Setting]:
@@ -119,7 +139,7 @@ def chosen_plan(given: argparse.Namespace) -> Plan:
     plan = QUICK if given.quick else DEFAULT
     return replace(
         plan,
-        rounds=given.rounds or plan.rounds,
+        rounds=given.rounds or (MANY_ROUNDS if given.budget else plan.rounds),
         case_s=given.budget or plan.case_s,
         mode=given.mode,
         min_calls=MLPERF_QUERIES if given.mode == "single-stream" else 0,
@@ -140,6 +160,18 @@ def compare_reports(argv: Sequence[str]) -> int:
         parser.error(f"{given.before}: has no speed of {', '.join(given.backends)}: there is nothing to compare")
     console.print(compare.table(found))
     return 1 if any(one.regression for one in found) else 0
+
+
+def draw_picture(argv: Sequence[str]) -> int:
+    """Draws a report's plot; status 2 where that cannot be done."""
+    parser = arguments.picture_parser()
+    given = parser.parse_args(argv)
+    try:
+        written = picture.draw(Report.load(given.report), given.out)
+    except (ReportError, ImportError, RuntimeError, OSError) as error:
+        parser.error(str(error).strip().splitlines()[0])
+    print(f"written: {', '.join(map(str, written))}")
+    return 0
 
 
 def save(report: Report, out: Path, console: Console) -> None:

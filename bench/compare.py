@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bench.backends import BACKENDS, BASELINE
 from bench.report import Report
 from bench.session import CaseReport
+from bench.table import BUSY
 
 RESAMPLES = 4000
 INTERVAL = (2.5, 97.5)  # percent: the interval's ends
@@ -22,8 +24,13 @@ class Comparison:
     """One backend in one case of both reports.
 
     ``ratio`` is the time after over the time before, ``low`` and ``high`` its 95 % bootstrap interval; None with the
-    ``reason`` where there is nothing to compare. A ``regression`` is an interval that lies above 1 + threshold
-    altogether, or a backend that had a speed before and has none now.
+    ``reason`` where there is nothing to compare. A ``regression`` is an interval that lies above ``bound`` altogether,
+    or a backend that had a speed before and has none now.
+
+    The rounds of one run are seconds apart. What changes from run to run moves all of them alike, and no interval
+    over them can see it: runs of the same code beside busy neighbours gave 28, 37 and 48 us, as there was a second
+    processor, at times, or never, with a few per cent between rounds. Who has had the share u of the processors taken
+    away may take 1 / (1 - u) times as long, so ``bound`` is (1 + threshold) / (1 - u), with the larger u of both runs.
     """
 
     case: str
@@ -33,6 +40,21 @@ class Comparison:
     high: float | None
     regression: bool
     reason: str | None = None
+    bound: float | None = None
+    others: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.ratio is None or self.low is None or self.high is None:
+            return f"{'regression: ' if self.regression else ''}{self.reason}"
+        if self.regression:
+            return "regression"
+        if self.low <= 1 <= self.high:
+            return "no difference"
+        assert self.bound is not None
+        what, bound = ("slower", self.bound) if self.low > 1 else ("faster", 1 / self.bound)
+        return what if what == "faster" and self.high < bound else f"{what}, within the noise"
 
 
 def compare(
@@ -43,31 +65,35 @@ def compare(
     Times are taken relative to eager's in the same round, unless ``absolute``: the machine may have been another, or
     busier, and eager did not change.
     """
+    several = len({case.setting for case in (*before.cases, *after.cases)}) > 1
+
+    def name(case: CaseReport) -> str:
+        return f"{case.case}, {case.setting}" if several else case.case
+
     later = {_key(case): case for case in after.cases}
     found = []
     for case in before.cases:
-        for name in backends:
-            ours = BACKENDS[name].name
-            first = _relative(case, ours, absolute)
-            if first is None:
-                continue  # it had no speed before: nothing can have been lost
-            second = later.get(_key(case))
-            if second is None:
-                found.append(Comparison(_name(case), ours, None, None, None, False, "not in the second report"))
-                continue
-            found.append(_compare(_name(case), ours, first, _relative(second, ours, absolute), second, threshold))
-    return found
+        second = later.get(_key(case))
+        for ours in (BACKENDS[option].name for option in backends):
+            if second is not None:
+                found.append(_compare(name(case), ours, case, second, threshold, absolute))
+            elif _relative(case, ours, absolute) is not None:
+                found.append(Comparison(name(case), ours, None, None, None, False, "not in the second report"))
+    return [one for one in found if one is not None]
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
-    """The comparisons for a terminal."""
-    made = Table("case", "backend", "after / before", "95 % interval", "verdict")
+    """The comparisons for a terminal; "noise" is the ratio up to which a difference may be that of the machine."""
+    others = max((one.others for one in comparisons), default=0.0)
+    said = f"other processes took up to {others:.0%} of the processors in these runs: measure on a quiet machine"
+    made = Table(box=SIMPLE_HEAD, caption=said if others > BUSY else None, caption_justify="left")
+    for name in ("case", "backend", "after / before", "95 % interval", "noise", "verdict"):
+        made.add_column(name, overflow="fold")
     for one in comparisons:
-        if one.ratio is None:
-            made.add_row(one.case, one.backend, "-", "-", f"{'regression: ' if one.regression else ''}{one.reason}")
-            continue
-        verdict = "regression" if one.regression else "faster" if (one.high or 0) < 1 else "no regression"
-        made.add_row(one.case, one.backend, f"{one.ratio:.3f}", f"{one.low:.3f} to {one.high:.3f}", verdict)
+        figures = ("-", "-", "-")
+        if one.ratio is not None:
+            figures = (f"{one.ratio:.2f}", f"{one.low:.2f} to {one.high:.2f}", f"{one.bound:.2f}")
+        made.add_row(one.case, one.backend, *figures, one.verdict)
     return made
 
 
@@ -88,20 +114,20 @@ def ratio_interval(
 
 
 def _compare(
-    case: str,
-    backend: str,
-    first: NDArray[np.float64],
-    second: NDArray[np.float64] | None,
-    report: CaseReport,
-    threshold: float,
-) -> Comparison:
-    """One comparison of a backend that has a speed in the first report."""
-    if second is None:
-        row = report.row(backend)
+    case: str, ours: str, first: CaseReport, second: CaseReport, threshold: float, absolute: bool
+) -> Comparison | None:
+    """One comparison; None where the backend had no speed before: nothing can have been lost."""
+    before, after = (_relative(report, ours, absolute) for report in (first, second))
+    if before is None:
+        return None
+    if after is None:
+        row = second.row(ours)
         reason = f"{row.status}: {row.reason}" if row and row.reason else "has no speed in the second report"
-        return Comparison(case, backend, None, None, None, True, reason)
-    ratio, low, high = ratio_interval(first, second)
-    return Comparison(case, backend, ratio, low, high, low > 1 + threshold)
+        return Comparison(case, ours, None, None, None, True, reason)
+    ratio, low, high = ratio_interval(before, after)
+    others = max(report.others or 0.0 for report in (first, second))
+    bound = (1 + threshold) / max(1 - others, 1e-3)
+    return Comparison(case, ours, ratio, low, high, low > bound, bound=bound, others=others)
 
 
 def _relative(case: CaseReport, backend: str, absolute: bool) -> NDArray[np.float64] | None:
@@ -116,8 +142,3 @@ def _relative(case: CaseReport, backend: str, absolute: bool) -> NDArray[np.floa
 def _key(case: CaseReport) -> tuple[object, ...]:
     """What makes two cases the same."""
     return case.case, case.setting
-
-
-def _name(case: CaseReport) -> str:
-    """The case for people."""
-    return f"{case.case}, {case.setting}"

@@ -74,8 +74,13 @@ class Contestant:
 
     def accuracy(self) -> float | None:
         """Share of the held-out digits that it classifies right, 0..1; None where the case has no digits."""
-        with torch.inference_mode():
-            return check.accuracy(lambda x: self._backend.run(self._given(x)), self._built.held_out, self._batch)
+
+        def run(x: Tensor) -> Tensor:
+            given = self._given(x)  # outside inference mode, as in prepare: torch.compile would compile anew
+            with torch.inference_mode():
+                return self._backend.run(given)
+
+        return check.accuracy(run, self._built.held_out, self._batch)
 
     def warm_up(self, plan: measure.Plan) -> measure.WarmUp:
         """Runs until it is stable."""
@@ -87,12 +92,12 @@ class Contestant:
         with torch.inference_mode():
             return measure.warm_up(finished, plan)
 
-    def block(self, count: int) -> measure.Seconds:
-        """Seconds of each of ``count`` calls."""
+    def block(self, count: int, limit_s: float = float("inf")) -> measure.Seconds:
+        """Seconds of each of ``count`` calls, or of as many as are over in ``limit_s`` on the CPU."""
         setting = self._setting
         with torch.inference_mode():
             if setting.device == "cpu" or setting.copies:  # a call that ends in the host's memory has ended
-                return measure.block(self._call, count)
+                return measure.block(self._call, count, limit_s)
             cold = setting.cache == "cold"
             return cuda.block(self._call, count, cuda.flusher(self._x.device) if cold else None)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from multiprocessing import Pipe
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NoReturn
 
-START_LIMIT_S = 120.0  # importing torch on a busy machine
+from bench.nursery import START_LIMIT_S, Nursery, last_line
 
 
 class WorkerFailed(Exception):
@@ -25,43 +23,34 @@ class Worker:
     OpenVINO's, OpenMP's) take nothing from the one whose turn it is, and spinning may stay on while it is timed.
     """
 
-    def __init__(self, make: Callable[..., Any], *arguments: Any, threads: int) -> None:
-        """Starts the process, which makes the object ``make(*arguments)``; both must be picklable."""
-        here, there = Pipe()
-        self._connection = here
+    def __init__(self, nursery: Nursery, make: Callable[..., Any], *arguments: Any) -> None:
+        """The process starts with the first question and makes the object ``make(*arguments)``, both picklable."""
+        self._nursery, self._made_by = nursery, (make, arguments)
+        self._connection, self._there = Pipe()
         self._said = TemporaryFile()  # noqa: SIM115 - closed with the worker
-        self._started = False
+        self.pid: int | None = None
+        self._status: int | None = None
         self._reason: str | None = None
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", str(there.fileno())],
-            pass_fds=[there.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._said,
-            env=_environment(threads),
-            start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
-        )
-        there.close()
-        self._connection.send((make, arguments))
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can still be asked."""
-        return self._reason is None
 
     def start(self, limit_s: float = START_LIMIT_S) -> None:
-        """Waits until the object is made; several workers may be starting at once before.
+        """Waits until the object is made.
 
         Raises:
             WorkerFailed: it could not be made.
         """
-        if not self._started:
-            self._started = True
-            try:
-                self._answer(limit_s)
-            except WorkerFailed as failure:
-                self._reason = str(failure)
-                raise
+        if self.pid is not None or self._reason is not None:
+            return
+        try:
+            self.pid = self._nursery.fork(self._there, self._said)
+            self._there.close()
+            self._connection.send(self._made_by)
+            self._answer(limit_s)
+        except WorkerFailed as failure:
+            self._reason = str(failure)
+            raise
+        except OSError as error:
+            self._reason = f"its process could not be started: {error}"
+            raise WorkerFailed(self._reason) from error
 
     def ask(self, method: str, *arguments: Any, limit_s: float) -> Any:
         """The result of ``method(*arguments)`` of the worker's object.
@@ -73,7 +62,7 @@ class Worker:
         self.start()
         if self._reason is not None:
             raise WorkerFailed(self._reason)
-        self._process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         try:
             self._connection.send((method, arguments))
         except OSError:
@@ -82,9 +71,9 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
+        self._signal(signal.SIGKILL)
+        self._wait()
+        self._there.close()
         self._connection.close()
         self._said.close()
         self._reason = self._reason or "its process was closed"
@@ -93,34 +82,32 @@ class Worker:
         """Waits for one answer, then stops the process."""
         try:
             if not self._connection.poll(limit_s):
-                self._process.kill()
+                self._signal(signal.SIGKILL)
                 self._reason = f"gave no answer within {limit_s:.0f} s and was ended"
                 raise WorkerFailed(self._reason)
             kind, result = self._connection.recv()
         except (EOFError, OSError):
             self._gone()
-        self._process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         if kind == "failed":
             raise WorkerFailed(result)
         return result
 
-    def _gone(self) -> None:
+    def _signal(self, number: signal.Signals) -> None:
+        """Sends a signal, as long as the process id is its own."""
+        if self.pid is not None and self._status is None:
+            os.kill(self.pid, number)
+
+    def _wait(self) -> int:
+        """The exit status, once the process has ended."""
+        if self._status is None and self.pid is not None:
+            self._status = self._nursery.wait(self.pid)
+        return self._status or 0
+
+    def _gone(self) -> NoReturn:
         """Raises what the end of the process tells."""
-        status = self._process.wait()
+        status = self._wait()
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
-        last = self._last_line()
+        last = last_line(self._said)
         self._reason = f"its process ended with {how}" + (f": {last}" if last else "")
         raise WorkerFailed(self._reason) from None
-
-    def _last_line(self) -> str:
-        """The last line that the process printed."""
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
-        return lines[-1][:200] if lines else ""
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """The parent's environment and import path, and the number of threads for whoever asks there."""
-    count = str(threads)
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    return os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "PYTHONPATH": path}

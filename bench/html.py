@@ -13,6 +13,7 @@ from bench.machine import machine_lines
 from bench.report import Report, settings
 from bench.session import CaseReport, Row
 from bench.sides import SIDES, side_by_side
+from bench.summary import SUMMARY, summaries, verdict
 from bench.table import COLUMNS, MODELLED, cells, modelled_cells, note
 from bench.text import duration, rate
 
@@ -21,7 +22,7 @@ HOW = (
     "Every backend runs in a process of its own, all others stopped meanwhile. Its output was first checked against "
     "float64 on real data; one over the tolerance has no speed here. Blocks of calls are interleaved in rounds: "
     "a change in the machine's speed hits all alike. Caches are warm. Figures are over single calls; p99 only from "
-    "10,000 calls."
+    "10,000 calls. First calls of compilers find an empty cache; PyTorch's own precompiled headers may be there."
 )
 LIMIT = (
     "“of limit” is the share of the ceiling that binds, measured in the same rounds: compute (multiply-adds), memory "
@@ -78,6 +79,9 @@ def _setting(report: Report, setting: Any, scripts: list[str]) -> list[str]:
     cases = [case for case in report.cases if case.setting == setting]
     where = str(setting)
     made = []
+    if found := summaries(cases):
+        made.append(f"<h2>At a glance, {where}</h2>" + _plots([("", plots.glance(cases))], scripts))
+        made.append(_plain_table(SUMMARY, [one.cells() for one in found]) + f"<p>{escape(verdict(found))}</p>")
     for model in dict.fromkeys(case.model for case in cases):
         of_model = [case for case in cases if case.model == model]
         if not any(row.timing for case in of_model for row in case.rows):

@@ -8,6 +8,7 @@ from typing import Any
 from bench.machine import machine_lines
 from bench.report import Report
 from bench.sides import SIDES, side_by_side
+from bench.summary import SUMMARY, summaries, verdict
 from bench.table import MODELLED, caption, modelled_cells, note, title
 from bench.text import duration
 
@@ -20,6 +21,8 @@ def markdown(report: Report) -> str:
     parts.append(f"{report.date}, mode {report.plan.mode}: `{report.command}`")
     if not report.complete:
         parts.append("**The run was stopped before its end.**")
+    if found := summaries(report.cases):
+        parts += ["## At a glance", _table(SUMMARY, [one.cells() for one in found]), verdict(found)]
     for case in report.cases:
         rows = []
         for row in case.rows:
@@ -46,7 +49,7 @@ def markdown(report: Report) -> str:
         parts += ["## CPU and CUDA side by side", _table(SIDES, lines)]
     if report.modelled:
         parts += [f"## Model of {report.modelled[0]['gpu']}: not measured", _modelled(report.modelled)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _modelled(floors: Sequence[dict[str, Any]]) -> str:

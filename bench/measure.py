@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 STABLE = 0.05  # two windows of the warm-up this close, relatively, are called stable
 MIN_ROUNDS = 3
+OVERTIME = 2  # a block that takes so many times what was planned ends early
 LEAD_IN = 10  # one call in ten goes ahead of a block, untimed
 CALLS_FOR_P99 = 10_000
 MODES = ("rounds", "single-stream", "offline")
@@ -28,7 +29,7 @@ MLPERF_QUERIES = 1024  # of a single-stream run: MLPerf Inference rules, section
 class Plan:
     """How long to measure, in seconds: ``rounds`` blocks of ``block_s`` for each backend.
 
-    A case whose calls are so slow that this would take more than ``case_s`` gets fewer rounds, but three at least.
+    A case that would take more than ``case_s`` with them, ceilings included, gets fewer rounds, but three at least.
     ``mode`` is one of ``MODES``; single-stream makes at least ``min_calls`` calls however long they take.
     """
 
@@ -40,8 +41,8 @@ class Plan:
     min_calls: int = 0
 
 
-DEFAULT = Plan(rounds=15, block_s=0.05, warm_up_s=1.0, case_s=6.0)
-QUICK = Plan(rounds=5, block_s=0.03, warm_up_s=0.3, case_s=1.5)
+DEFAULT = Plan(rounds=15, block_s=0.05, warm_up_s=1.0, case_s=8.0)
+QUICK = Plan(rounds=9, block_s=0.03, warm_up_s=0.3, case_s=2.5)
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,12 @@ def interleave(blocks: Mapping[str, Callable[[int], T | None]], rounds: int) -> 
     return results
 
 
-def affordable_rounds(plan: Plan, call_s: Collection[float]) -> int:
-    """Rounds that fit into ``plan.case_s`` with calls of these lengths; three at least, ``plan.rounds`` at most."""
-    round_s = sum(max(plan.block_s, one) for one in call_s)
+def affordable_rounds(plan: Plan, call_s: Collection[float], others_s: float = 0.0) -> int:
+    """Rounds that fit into ``plan.case_s`` with calls of these lengths; three at least, ``plan.rounds`` at most.
+
+    ``others_s``: seconds of each round that are not for the backends.
+    """
+    round_s = sum(max(plan.block_s * (1 + 1 / LEAD_IN), one) for one in call_s) + others_s
     return max(MIN_ROUNDS, min(plan.rounds, int(plan.case_s / round_s)))
 
 
@@ -130,11 +134,26 @@ def block_calls(plan: Plan, call_s: float, rounds: int) -> int:
     return max(1, round(plan.block_s / call_s), -(-plan.min_calls // rounds))
 
 
-def block(call: Call, count: int, clock: Clock = time.perf_counter) -> Seconds:
-    """Seconds of each of ``count`` calls, after a tenth as many untimed: parked threads wake, caches fill again."""
+def block_limit_s(plan: Plan) -> float:
+    """When a block ends even if calls are missing; never where the mode asks for a number of calls."""
+    return float("inf") if plan.min_calls else OVERTIME * plan.block_s
+
+
+def block(call: Call, count: int, limit_s: float = float("inf"), clock: Clock = time.perf_counter) -> Seconds:
+    """Seconds of each of ``count`` calls, after a tenth as many untimed: parked threads wake, caches fill again.
+
+    It ends after ``limit_s``, with one call at least: beside a busy neighbour calls may take ten times what they did
+    in the warm-up, and the others would wait.
+    """
+    start = clock()
     for _ in range(-(-count // LEAD_IN) if count > 1 else 0):
         call()
-    return np.array([_seconds(call, clock) for _ in range(count)])
+        if clock() - start > limit_s / 2:
+            break
+    seconds = [_seconds(call, clock)]
+    while len(seconds) < count and clock() - start < limit_s:
+        seconds.append(_seconds(call, clock))
+    return np.array(seconds)
 
 
 def _window(call: Call, window_s: float, clock: Clock) -> float:

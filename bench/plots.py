@@ -8,16 +8,17 @@ from statistics import median
 
 import plotly.graph_objects as go
 
-from bench.backends import BACKENDS, BASELINE, OURS
+from bench.backends import BACKENDS, BASELINE
 from bench.session import CaseReport, Row
+from bench.summary import OURS_NAME, summaries, timed_cases
 from bench.text import duration, rate
 
-OURS_NAME, BASELINE_NAME = BACKENDS[OURS].name, BACKENDS[BASELINE].name
+BASELINE_NAME = BACKENDS[BASELINE].name
 # Distinct on white and on black, and for colour-blind readers (Okabe and Ito 2008); ours stands out.
 COLOURS = ("#8b949e", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#b07aa1", "#e69f00", "#d55e00", "#b8860b", "#7f7f00")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "pentagon", "star", "hexagon", "x")
 STYLE = {name.name: (COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]) for i, name in enumerate(BACKENDS.values())}
-HEIGHT = 430
+HEIGHT = 520
 
 
 def latency(cases: Sequence[CaseReport]) -> go.Figure:
@@ -28,6 +29,34 @@ def latency(cases: Sequence[CaseReport]) -> go.Figure:
 def throughput(cases: Sequence[CaseReport]) -> go.Figure:
     """Samples a second against the batch, both axes logarithmic; one line a backend."""
     return _against_batch(cases, "samples a second", lambda row: row.samples_per_s, rate)
+
+
+def glance(cases: Sequence[CaseReport]) -> go.Figure:
+    """How many times as fast as eager, logarithmic: a line for each case, a symbol for each backend."""
+    figure = go.Figure()
+    labels = {
+        summary.label.replace(", batch", ",<br>batch"): case
+        for summary, case in zip(summaries(cases), timed_cases(cases), strict=True)
+    }
+    for name in _backends(cases):
+        rows = [(label, case.row(name)) for label, case in labels.items()]
+        points = [(label, row.ratio_to_eager) for label, row in rows if row and row.ratio_to_eager]
+        colour, symbol = STYLE[name]
+        figure.add_scatter(
+            x=[ratio for _, ratio in points],
+            y=[label for label, _ in points],
+            text=[f"{ratio:.2f}" for _, ratio in points],
+            mode="markers", name=name,
+            hovertemplate="%{y}, " + name + ": %{text} times as fast as eager<extra></extra>",
+            marker={"symbol": symbol, "color": colour, "size": 14 if name == OURS_NAME else 9},
+        )  # fmt: skip
+    figure.add_vline(x=1, line_dash="dash", line_color="#8b949e")
+    _lay_out(figure, "x eager", "")
+    ticks = [step * 10.0**power for power in range(-3, 5) for step in (1, 3)]  # few enough for a phone
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    figure.update_yaxes(autorange="reversed", showline=False, gridcolor="#d1d9e0")
+    figure.update_layout(height=260 + 44 * len(labels), legend_y=-60 / (44 * len(labels)))
+    return figure
 
 
 def speedup(cases: Sequence[CaseReport]) -> go.Figure:
@@ -42,6 +71,7 @@ def speedup(cases: Sequence[CaseReport]) -> go.Figure:
         texts = [f"{ratio:.2f}" if ratio else "" for ratio in ratios]
         figure.add_bar(
             y=labels, x=ratios, name=name, orientation="h", text=texts, marker_color=STYLE[name][0],
+            constraintext="none", textfont_size=10,
             hovertemplate="%{y}, " + name + ": %{x:.2f} times as fast as eager<extra></extra>",
         )  # fmt: skip
     figure.add_vline(x=1, line_dash="dash", line_color="#8b949e")
@@ -113,7 +143,7 @@ def _against_batch(
     batches = sorted({case.batch for case in cases})
     figure.update_xaxes(type="log", tickvals=batches, ticktext=[str(batch) for batch in batches])
     ticks = log_ticks([*(y for trace in figure.data for y in trace.y)])
-    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[rate(tick) for tick in ticks])
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[text(tick).replace(".0 ", " ") for tick in ticks])
     return figure
 
 
@@ -147,7 +177,7 @@ def _lay_out(figure: go.Figure, x: str, y: str) -> None:
         height=HEIGHT,
         margin={"l": 10, "r": 10, "t": 24, "b": 10},
         font={"family": "system-ui, sans-serif", "size": 12},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.25, "x": 0},
     )
-    figure.update_xaxes(title=x, automargin=True, showline=True)
+    figure.update_xaxes(title=x, title_standoff=6, tickangle=0, automargin=True, showline=True)
     figure.update_yaxes(title=y, automargin=True, showline=True)

@@ -15,7 +15,7 @@ from bench.session import CaseReport, Row
 from bench.text import finite
 from bench.work import Work
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of ``report.json``; ``bench/report.schema.json`` describes it. It grows when old readers would misread it."""
 
 
@@ -106,6 +106,7 @@ def _flat(case: CaseReport, row: Row) -> dict[str, Any]:
         "bytes": case.work.bytes if case.work else None,
         "binding": limit.binding if limit else None,
         "share_of_ceiling": limit.share if limit else None,
+        "others": case.others,
     }
 
 

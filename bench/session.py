@@ -5,10 +5,12 @@ A backend that cannot, fails or is wrong is listed with its reason and gets no s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 
@@ -19,8 +21,20 @@ from bench.check import Reference, complaint, mean_error, reference
 from bench.contestant import Contestant, Ready
 from bench.crew import Worker, WorkerFailed
 from bench.limits import Limit, limit
-from bench.measure import MIN_ROUNDS, Plan, Seconds, Timing, affordable_rounds, block_calls, interleave, summarize
+from bench.measure import (
+    MIN_ROUNDS,
+    Plan,
+    Seconds,
+    Timing,
+    affordable_rounds,
+    block_calls,
+    block_limit_s,
+    interleave,
+    summarize,
+)
 from bench.measure import WarmUp as Warm
+from bench.neighbours import processors
+from bench.nursery import Nursery
 from bench.work import Work, work_of
 from fastgraph.verify import error
 
@@ -31,11 +45,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One backend in one case. ``status`` is "ok", "wrong", "failed" or "not possible"; times are in seconds.
+    """One backend in one case. ``status`` is "ok", "wrong", "failed", "not possible" or "left out".
 
-    ``reason`` says why there is no timing; ``where`` names the device and the provider or instruction set that really
-    ran. ``prepare_s`` is None where an earlier batch size's preparation serves. ``peak_bytes`` is by how much the
-    process had grown at most while it was timed.
+    Times are in seconds. ``reason`` says why there is no timing; ``where`` names the device and the provider or
+    instruction set that really ran. ``prepare_s`` is None where an earlier batch size's preparation serves.
+    ``peak_bytes`` is by how much the process had grown at most while it was timed.
     """
 
     backend: str
@@ -57,7 +71,10 @@ class Row:
 
 @dataclass(frozen=True)
 class CaseReport:
-    """All backends on one case, what they were checked against, and the ceilings measured in the same rounds."""
+    """All backends on one case, what they were checked against, and the ceilings measured in the same rounds.
+
+    ``others`` is the share of the processors, 0..1, that other processes took during the rounds; None if unknown.
+    """
 
     case: str
     model: str
@@ -69,6 +86,7 @@ class CaseReport:
     work: Work | None
     rows: tuple[Row, ...]
     ceilings: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    others: float | None = None
 
     def row(self, backend: str) -> Row | None:
         """The backend's row, by its name in the report."""
@@ -89,6 +107,8 @@ class Session:
     def __init__(self, backends: Mapping[str, type[Backend]], setting: Setting, stack: ExitStack) -> None:
         self.setting, self.backends, self._stack = setting, backends, stack
         self._refusals = {name: one().refusal(setting) for name, one in backends.items()}
+        self._nursery = Nursery(setting.threads)
+        stack.callback(self._nursery.close)
         self._workers = {
             name: self._start(Contestant, one, setting)
             for name, one in backends.items()
@@ -97,7 +117,7 @@ class Session:
         self._ceilings: Worker | None = None  # started when ceilings are first asked for
 
     def _start(self, make: Callable[..., object], *arguments: object) -> Worker:
-        worker = Worker(make, *arguments, threads=self.setting.threads)
+        worker = Worker(self._nursery, make, *arguments)
         self._stack.callback(worker.close)
         return worker
 
@@ -108,8 +128,9 @@ class Session:
         ceilings: CeilingBlocks | None = None,
         contender_ratio: float | None = None,
         progress: Progress = lambda text: None,
+        left_out: Mapping[str, str] = MappingProxyType({}),
     ) -> CaseReport:
-        """Measures one case.
+        """Measures one case, without the backends that are ``left_out``, which are listed with the reason given.
 
         A backend that is slower than the fastest by more than ``contender_ratio`` takes part in the first three rounds
         only; None gives everybody all rounds.
@@ -118,8 +139,11 @@ class Session:
         built = case.build()
         truth, work = reference(built, self.setting), work_of(built, self.setting)
         rows = {}
-        for name in self.backends:
-            progress(f"{case.name}: {self.backends[name].name}")
+        for name, backend in self.backends.items():
+            if name in left_out:
+                rows[name] = Row(backend.name, "left out", left_out[name])
+                continue
+            progress(f"{case.name}: {backend.name}")
             rows[name] = self._prepared(name, case, truth)
         ready = [name for name, row in rows.items() if row.status == "ok"]
         warm: dict[str, Warm] = {}
@@ -129,7 +153,9 @@ class Session:
             except WorkerFailed as failure:
                 rows[name] = replace(rows[name], status="failed", reason=str(failure))
         progress(f"{case.name}: rounds")
+        before = processors(self._pids())
         found = self._rounds(rows, warm, plan, ceilings, work.weight_bytes if work else 0, contender_ratio)
+        after = processors(self._pids())
         self._add_timings(rows, warm, found[0], case.batch, plan.mode)
         if work is not None:
             self._add_limits(rows, work, found[1])
@@ -144,7 +170,13 @@ class Session:
             work=work,
             rows=tuple(rows.values()),
             ceilings=found[1],
+            others=after.others_since(before) if before and after else None,
         )
+
+    def _pids(self) -> list[int]:
+        """The processes of this session."""
+        workers = [*self._workers.values(), *([self._ceilings] if self._ceilings else [])]
+        return [os.getpid(), *(worker.pid for worker in workers if worker.pid is not None)]
 
     def call(self, name: str, method: str, *arguments: object) -> object:
         """A method of a backend's worker, by the backend's option name; raises WorkerFailed."""
@@ -183,7 +215,8 @@ class Session:
             return {}, {}
         limit = min(one.call_s for one in warm.values()) * (contender_ratio or float("inf"))
         short = {name for name, one in warm.items() if one.call_s > limit}
-        rounds = affordable_rounds(plan, [one.call_s for name, one in warm.items() if name not in short] or [0])
+        others_s = len(ceilings.names) * ceilings.seconds if ceilings and self.setting.device == "cpu" else 0.0
+        rounds = affordable_rounds(plan, [one.call_s for name, one in warm.items() if name not in short], others_s)
         counts = {name: block_calls(plan, one.call_s, rounds) for name, one in warm.items()}
 
         def one_block(name: str, turn: int) -> Seconds | None:
@@ -191,7 +224,8 @@ class Session:
                 return None
             try:
                 expected = counts[name] * warm[name].call_s
-                return self._workers[name].ask("block", counts[name], limit_s=BLOCK_LIMIT_S + 20 * expected)
+                wanted = (counts[name], block_limit_s(plan))
+                return self._workers[name].ask("block", *wanted, limit_s=BLOCK_LIMIT_S + 20 * expected)
             except WorkerFailed as failure:
                 rows[name] = replace(rows[name], status="failed", reason=str(failure))
                 return None

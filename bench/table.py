@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from bench.backends import BACKENDS
 from bench.session import CaseReport, Row
+from bench.summary import SUMMARY, Summary, verdict
 from bench.text import duration, rate, size
 
+BUSY = 0.05  # of the processors' time: others that take more are noted
 NOISY = 0.1  # of the median: an IQR beyond it is noted
 COLUMNS = (
     *("median", "IQR", "p90", "p99", "calls", "samples/s", "x eager", "of limit", "max error", "mean error"),
@@ -18,20 +22,49 @@ COLUMNS = (
 )
 MODELLED = ("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor")
 
-# What fits a terminal of 120 columns; the files have all.
+# What fits a terminal of 120 columns, and one of 80; the files have all.
 SHOWN = ("median", "IQR", "p99", "samples/s", "x eager", "of limit", "max error", "first call")
+NARROW = ("median", "x eager", "of limit", "first call")
+WIDE = 112
+OPTIONS = {backend.name: option for option, backend in BACKENDS.items()}
 
 
-def table(report: CaseReport) -> Table:
-    """The case as a table: one row a backend, those without a speed included; notes are lines below."""
-    lines = [caption(report), *(f"{row.backend}: {said}" for row in report.rows if (said := note(row)))]
-    made = Table(title=title(report), title_justify="left", caption="\n".join(lines), caption_justify="left")
-    made.add_column("backend", no_wrap=True)
-    for name in SHOWN:
-        made.add_column(name, justify="right", no_wrap=True)
+def table(report: CaseReport, width: int = WIDE) -> Table:
+    """The case as a table: one row a backend by the name that options take, those without a speed included.
+
+    Notes are lines below.
+    """
+    notes = [f"{option(row.backend)}: {said}" for row in report.rows if (said := note(row))]
+    shown = SHOWN if width >= WIDE else NARROW
+    made = _table(title(report), ("backend", *shown), ["backend"], "\n".join([caption(report), *notes]))
     for row in report.rows:
         figures = dict(zip(COLUMNS, cells(row), strict=True))
-        made.add_row(row.backend, *(figures[name] for name in SHOWN))
+        made.add_row(option(row.backend), *(figures[name] for name in shown))
+    return made
+
+
+def summary_table(found: Sequence[Summary], width: int = WIDE) -> Table:
+    """The report at a glance, with a sentence."""
+    shown = [name for name in SUMMARY if width >= WIDE or name not in ("its median", "of limit")]
+    made = _table("at a glance", shown, ("case", "best peer"), verdict(found))
+    for one in found:
+        figures = dict(zip(SUMMARY, one.cells(), strict=True))
+        figures["best peer"] = option(figures["best peer"])
+        made.add_row(*(figures[name] for name in shown))
+    return made
+
+
+def option(backend: str) -> str:
+    """The short name of a backend, as ``--backends`` takes it."""
+    return OPTIONS.get(backend, backend)
+
+
+def _table(title: str, columns: Sequence[str], left: Sequence[str], caption: str) -> Table:
+    """An empty table whose figures stand to the right."""
+    made = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    for name in columns:
+        figure = name not in left
+        made.add_column(name, justify="right" if figure else "left", no_wrap=figure or name == "backend")
     return made
 
 
@@ -51,14 +84,15 @@ def caption(report: CaseReport) -> str:
         for name, values in report.ceilings.items()
     ]
     did = f"a call: {rate(report.work.flops)}FLOP, {size(report.work.bytes)} at least" if report.work else ""
-    return "; ".join(part for part in (did, "ceilings: " + ", ".join(ceilings) if ceilings else "") if part)
+    busy = (report.others or 0) > BUSY
+    others = f"doubtful: other processes took {report.others:.0%} of the processors" if busy else ""
+    return "; ".join(part for part in (did, "ceilings: " + ", ".join(ceilings) if ceilings else "", others) if part)
 
 
 def modelled_table(floors: Sequence[dict[str, Any]]) -> Table:
     """The floors of the roofline model."""
-    made = Table(title=f"model of {floors[0]['gpu']}, not measured: bytes and operations alone", title_justify="left")
-    for name in MODELLED:
-        made.add_column(name, justify="left" if name in ("case", "variant", "dtype") else "right")
+    said = f"model of {floors[0]['gpu']}, not measured: bytes and operations alone"
+    made = _table(said, MODELLED, ("case", "variant", "dtype"), "")
     for f in floors:
         made.add_row(*modelled_cells(f))
     return made
@@ -97,5 +131,6 @@ def note(row: Row) -> str:
     if row.warmed_up is False:
         said.append("not stable after warm-up")
     if row.timing and row.timing.iqr_s > NOISY * row.timing.median_s:
-        said.append(f"IQR is {row.timing.iqr_s / row.timing.median_s:.0%} of the median")
+        share = row.timing.iqr_s / row.timing.median_s
+        said.append(f"IQR is {share:.0%} of the median" if share < 2 else f"IQR is {share:.0f} times the median")
     return "; ".join(said)

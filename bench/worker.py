@@ -1,7 +1,8 @@
-"""The inside of a worker process: one object, whose methods the parent calls over a pipe.
+"""The inside of worker processes: one object each, whose methods the parent calls over a pipe.
 
-Started by ``bench.crew.Worker`` as ``python -m bench.worker FD``. The first message is ``(class, arguments)``, every
-other one ``(method, arguments)``; each is answered by ``("done", result)`` or ``("failed", reason)``.
+Started by ``bench.nursery.Nursery`` as ``python -m bench.worker FD``. It imports what all workers need, then forks one
+for each request on the socket. In a worker the first message is ``(class, arguments)``, every other one
+``(method, arguments)``; each is answered by ``("done", result)`` or ``("failed", reason)``.
 """
 
 from __future__ import annotations
@@ -9,21 +10,71 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
+import struct
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from textwrap import shorten
-from typing import Any
+from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+FORK, WAIT = b"F", b"W"  # requests: a process with the two files that come along; the end of the process named
+REQUEST, ANSWER = struct.Struct("!cq"), struct.Struct("!q")
+SHARED = ("bench.contestant", "bench.ceilings", "sklearn.datasets", "torchvision.transforms")
 
 
 def main() -> None:
-    """Serves until the parent closes the pipe."""
-    connection = Connection(int(sys.argv[1]))
+    """Forks a worker for each request until the parent closes the socket. Only the main thread may exist here."""
+    control = socket.socket(fileno=int(sys.argv[1]))
     _die_with_parent()
-    os.dup2(2, 1)  # what libraries print belongs with their complaints
+    for name in SHARED:
+        with suppress(ModuleNotFoundError):  # whoever needs it says what is missing
+            import_module(name)
+    while True:
+        content, files, *_ = socket.recv_fds(control, REQUEST.size, 2, socket.MSG_WAITALL)
+        if not content:
+            return
+        kind, pid = REQUEST.unpack(content)
+        if kind == FORK:
+            answer = os.fork()
+            if answer == 0:
+                control.close()
+                _work(*files)
+            for file in files:
+                os.close(file)
+        else:
+            answer = os.waitpid(pid, 0)[1]
+        control.sendall(ANSWER.pack(answer))
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of the error and the beginning of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {shorten(said[0], 200)}" if said else type(error).__name__
+
+
+def _work(pipe: int, said: int) -> NoReturn:
+    """Serves until the parent closes the pipe; never returns to what this process was forked from."""
+    status = 1
+    try:
+        os.setsid()
+        _die_with_parent()
+        for stream in (1, 2):
+            os.dup2(said, stream)  # what libraries print is kept for the reason of a failure
+        _serve(Connection(pipe))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _serve(connection: Connection) -> None:
+    """Answers one message after another."""
     make, arguments = connection.recv()
     served: Any = None
 
@@ -38,12 +89,6 @@ def main() -> None:
         except EOFError:
             return
         _answer(connection, getattr(served, method), *arguments)
-
-
-def one_line(error: BaseException) -> str:
-    """The kind of the error and the beginning of what it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {shorten(said[0], 200)}" if said else type(error).__name__
 
 
 def _answer(connection: Connection, work: Callable[..., Any], *arguments: Any) -> None:

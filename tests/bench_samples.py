@@ -20,7 +20,7 @@ FAST = Plan(rounds=3, block_s=0.001, warm_up_s=0.01, case_s=1.0)
 
 def build_small(batch: int) -> Built:
     """A small classifier; its "digits" are 10 rows, which it classifies right by definition."""
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(20)
         model = nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=1)).eval()
         rows = torch.randn(10, 6)
@@ -34,7 +34,7 @@ def small_case(batch: int = 4) -> Case:
 
 
 class Right(Backend):
-    """Gives what the model gives."""
+    """Gives what the model gives; a tensor made in inference mode would make torch.compile compile anew."""
 
     name = "right"
 
@@ -42,6 +42,7 @@ class Right(Backend):
         self.model, self.calls = model, 0
 
     def run(self, x: Tensor) -> Tensor:
+        assert not x.is_inference(), "an inference tensor"
         self.calls += 1
         return self.output(self.model(x))
 
@@ -125,6 +126,23 @@ class Slow(Right):
     def output(self, y: Tensor) -> Tensor:
         time.sleep(0.02)
         return y
+
+
+class Paced(Right):
+    """Takes 5 ms, most of it asleep: other processes hardly change that."""
+
+    name = "fastgraph"
+    pause_s = 5e-3
+
+    def output(self, y: Tensor) -> Tensor:
+        time.sleep(self.pause_s)
+        return y
+
+
+class PacedSlower(Paced):
+    """The same, a fifth slower."""
+
+    pause_s = 6e-3
 
 
 class NoTensor(Right):

@@ -1,13 +1,17 @@
 """Two reports: no regression between runs of the same code, and one where it was made slower."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bench.backends import Setting
 from bench.compare import compare, ratio_interval
+from bench.measure import Plan
 from bench.report import Report
-from tests.bench_samples import case_report, report
+from bench.session import Session
+from tests.bench_samples import Paced, PacedSlower, case_report, report, small_case
 
 
 def noisy(seed: int, factor: float = 1.0, machine: float = 1.0) -> Report:
@@ -40,6 +44,58 @@ def test_a_slow_down_of_a_fifth_is_found(seed: int) -> None:
     found = compare(noisy(seed), noisy(100 + seed, factor=1.2, machine=0.8), ["fastgraph"], threshold=0.05)
     assert all(one.regression for one in found)
     assert all(one.low is not None and one.ratio is not None and one.low < one.ratio for one in found)
+
+
+def test_what_neighbours_may_have_taken_is_no_regression() -> None:
+    """All rounds of the second run are slower by a quarter, and others had a third of the processors."""
+    before, after = case_report(16, 2e-5), case_report(16, 2.5e-5)
+    (quiet,) = compare(report(before), report(after), ["fastgraph"], threshold=0.05)
+    assert (quiet.regression, quiet.verdict, quiet.bound) == (True, "regression", pytest.approx(1.05))
+    for first, second in ((before, replace(after, others=0.3)), (replace(before, others=0.3), after)):
+        (busy,) = compare(report(first), report(second), ["fastgraph"], threshold=0.05)
+        assert not busy.regression
+        assert busy.bound == pytest.approx(1.5)
+        assert busy.verdict == "slower, within the noise"
+
+
+def test_verdicts_in_words() -> None:
+    before = report(case_report(16, 2e-5))
+    said = {
+        factor: compare(before, report(case_report(16, factor * 2e-5)), ["fastgraph"], threshold=0.05)[0].verdict
+        for factor in (0.8, 0.97, 1.0, 1.03, 1.2)
+    }
+    assert said == {
+        0.8: "faster",
+        0.97: "faster, within the noise",
+        1.0: "no difference",
+        1.03: "slower, within the noise",
+        1.2: "regression",
+    }
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Report]:
+    """Real runs, in processes of their own: twice the same code, and once a fifth slower."""
+    plan = Plan(rounds=9, block_s=0.02, warm_up_s=0.05, case_s=5)
+    found = {}
+    for name, backend in (("first", Paced), ("second", Paced), ("slower", PacedSlower)):
+        with ExitStack() as stack:
+            running = Session({"fastgraph": backend}, Setting(), stack)
+            # others cannot take anything from one who sleeps
+            found[name] = report(replace(running.run(small_case(), plan), others=0.0))
+    return found
+
+
+def test_two_runs_of_the_same_code_are_no_regression(measured: dict[str, Report]) -> None:
+    for first, second in (("first", "second"), ("second", "first")):
+        (found,) = compare(measured[first], measured[second], ["fastgraph"], threshold=0.05, absolute=True)
+        assert found.ratio is not None
+        assert not found.regression
+
+
+def test_a_run_that_is_a_fifth_slower_is_a_regression(measured: dict[str, Report]) -> None:
+    (found,) = compare(measured["first"], measured["slower"], ["fastgraph"], threshold=0.05, absolute=True)
+    assert found.regression
 
 
 def test_absolute_times_see_the_machine() -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from bench import cli
 from bench.html import page, table_of
-from bench.plots import latency, log_ticks, roofline, speedup, throughput
+from bench.picture import draw
+from bench.plots import glance, latency, log_ticks, roofline, speedup, throughput
 from bench.roofline import floors
 from tests.bench_samples import build_small, case_report, report
 
@@ -47,7 +50,7 @@ def test_page_in_a_browser(browser: Any, file: Path, width: int, scheme: str) ->
     tab.goto(file.as_uri())
     tab.wait_for_selector(".js-plotly-plot .main-svg")
     assert complaints == []
-    assert tab.locator(".js-plotly-plot").count() == 4  # latency, throughput, speed-up, roofline
+    assert tab.locator(".js-plotly-plot").count() == 5  # at a glance, latency, throughput, speed-up, roofline
     assert tab.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
     sizes = tab.evaluate("[...document.querySelectorAll('.js-plotly-plot')].map((p) => p.offsetWidth)")
     assert all(250 < size <= width for size in sizes)
@@ -108,3 +111,28 @@ def test_ticks_are_round_numbers() -> None:
     assert log_ticks([0.03, 0.5]) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5])
     assert log_ticks([1, 1e6]) == [10.0**n for n in range(7)]
     assert log_ticks([]) == []
+
+
+def test_plot_at_a_glance_has_a_line_for_each_case() -> None:
+    figure = glance([case_report(1, 2e-5), case_report(16, 8e-5)])
+    ours = {trace.name: trace for trace in figure.data}["fastgraph"]
+    assert list(ours.x) == pytest.approx([2.5, 0.625])
+    assert list(ours.y) == ["DeepLearningModel,<br>batch 1", "DeepLearningModel,<br>batch 16"]
+
+
+def test_pictures_for_a_readme(tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no browser: apt-get install chromium")
+    light, dark = draw(report(), tmp_path / "new")
+    for path, paper in ((light, (255, 255, 255)), (dark, (13, 17, 23))):
+        with Image.open(path) as picture:
+            assert picture.convert("RGB").getpixel((0, 0)) == paper
+            assert picture.width == 2 * 830
+        assert path.stat().st_size < 200_000
+
+
+def test_a_picture_that_cannot_be_drawn_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["picture", str(tmp_path / "none.json")])
+    assert stopped.value.code == 2
+    assert "none.json: cannot be read" in capsys.readouterr().err

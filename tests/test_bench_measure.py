@@ -1,11 +1,22 @@
 """Timing: statistics with known answers, and the round scheduler on a clock that the test moves."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from bench.measure import CALLS_FOR_P99, Plan, affordable_rounds, block, block_calls, interleave, summarize, warm_up
+from bench.measure import (
+    CALLS_FOR_P99,
+    Plan,
+    affordable_rounds,
+    block,
+    block_calls,
+    block_limit_s,
+    interleave,
+    summarize,
+    warm_up,
+)
 
 PLAN = Plan(rounds=10, block_s=0.1, warm_up_s=1, case_s=10)
 
@@ -68,8 +79,19 @@ def test_block_size_reaches_the_calls_that_the_mode_asks_for() -> None:
 
 def test_rounds_follow_the_time_budget() -> None:
     assert affordable_rounds(PLAN, [0.001, 0.002]) == 10
-    assert affordable_rounds(PLAN, [0.001, 1.9]) == 5
+    assert affordable_rounds(PLAN, [0.001, 1.89]) == 5  # 0.1 s and its lead-in, and one call
+    assert affordable_rounds(PLAN, [0.001, 1.89], others_s=0.5) == 4
     assert affordable_rounds(PLAN, [0.001, 60.0]) == 3
+
+
+def test_a_round_takes_no_longer_than_it_was_planned(clock: Clock) -> None:
+    """Blocks with their lead-ins on a clock that moves by the calls alone."""
+    calls = (0.001, 0.03, 0.1, 0.7)
+    rounds = affordable_rounds(PLAN, calls)
+    for call_s in calls:
+        for _ in range(rounds):
+            block(clock.call(call_s), block_calls(PLAN, call_s, rounds), clock=clock)
+    assert 0.8 * PLAN.case_s < clock.now <= 1.1 * PLAN.case_s
 
 
 def test_rounds_are_interleaved_and_rotated() -> None:
@@ -93,9 +115,17 @@ def test_who_sits_out_a_round_has_no_result_for_it() -> None:
 
 
 def test_every_call_is_timed_but_those_that_lead_in(clock: Clock) -> None:
-    np.testing.assert_allclose(block(clock.call(5.0, 5.0, 0.01), 20, clock), [0.01] * 20)
-    np.testing.assert_allclose(block(clock.call(0.3), 1, clock), [0.3])  # a long call alone has no lead-in
+    np.testing.assert_allclose(block(clock.call(5.0, 5.0, 0.01), 20, clock=clock), [0.01] * 20)
+    np.testing.assert_allclose(block(clock.call(0.3), 1, clock=clock), [0.3])  # a long call alone has no lead-in
     assert clock.now == pytest.approx(10.2 + 0.3)
+
+
+def test_a_block_ends_when_calls_have_become_slow(clock: Clock) -> None:
+    assert len(block(clock.call(0.3), 100, 2.0, clock)) == 3  # after four calls of lead-in, half of the time
+    assert clock.now == pytest.approx(2.1)
+    assert len(block(clock.call(7.0), 100, 2.0, clock)) == 1
+    assert block_limit_s(PLAN) == pytest.approx(0.2)
+    assert block_limit_s(replace(PLAN, min_calls=1024)) == float("inf")  # however long they take
 
 
 def test_warm_up_goes_on_until_calls_are_stable(clock: Clock) -> None:

@@ -9,6 +9,7 @@ import pytest
 from bench import extras, perf, targets
 from bench.backends import Setting
 from bench.measure import Plan
+from bench.perf_result import against_target
 from bench.session import CaseReport, Row, Session
 from tests.bench_samples import case_report, timing
 
@@ -86,7 +87,7 @@ def test_bf16_is_held_against_our_fp32(measured: dict[int, CaseReport]) -> None:
     measured[128] = replace(made, rows=rows)
     (target,) = targets.choose(["deep:128"], "bf16")
     session = Session({}, Setting("bf16", 2), None)  # type: ignore[arg-type]
-    result = perf._one(session, None, target, Plan(3, 0.01, 0.1, 1))
+    result = against_target(session, None, target, Plan(3, 0.01, 0.1, 1))
     assert (result.fp32_ratio, result.fp32_ratio_target) == (pytest.approx(1.5), 1.7)
     assert result.best_peer == "onnxruntime"  # ours in fp32 is no peer
     assert result.short == ("ratio to fp32",)
@@ -98,7 +99,7 @@ def test_ours_without_a_speed_is_short(measured: dict[int, CaseReport]) -> None:
     measured[128] = replace(made, rows=rows)
     (target,) = targets.choose(["deep:128"], "fp32")
     session = Session({}, Setting("fp32", 2), None)  # type: ignore[arg-type]
-    assert perf._one(session, None, target, Plan(3, 0.01, 0.1, 1)).short == ("wrong: its error",)
+    assert against_target(session, None, target, Plan(3, 0.01, 0.1, 1)).short == ("wrong: its error",)
 
 
 def test_tail_is_the_ratio_of_the_99th_percentiles() -> None:

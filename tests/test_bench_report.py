@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import subprocess
 from dataclasses import asdict, replace
 from importlib.resources import files
@@ -18,7 +19,8 @@ from bench.markdown import markdown
 from bench.report import Report, ReportError
 from bench.roofline import floors
 from bench.sides import side_by_side
-from bench.table import COLUMNS, caption, cells, modelled_table, note, table
+from bench.summary import summaries, verdict
+from bench.table import COLUMNS, caption, cells, modelled_table, note, summary_table, table
 from tests.bench_samples import build_small, case_report, report
 
 SCHEMA = json.loads(files("bench").joinpath("report.schema.json").read_text())
@@ -73,8 +75,8 @@ def test_reading_gives_back_what_was_written() -> None:
         ("nothing", "it is no report of python -m bench"),
         ("[1]", "it is no report of python -m bench"),
         ("{}", "it is no report of python -m bench"),
-        ('{"schema_version": 7}', "its schema version is 7; this bench reads version 1"),
-        ('{"schema_version": 1}', "it is no complete report: 'cases'"),
+        ('{"schema_version": 7}', "its schema version is 7; this bench reads version 2"),
+        ('{"schema_version": 2}', "it is no complete report: 'cases'"),
     ],
 )
 def test_what_is_no_report_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -101,17 +103,17 @@ def test_tidy_table_has_one_flat_row_a_case_and_backend() -> None:
     assert not any(isinstance(value, (dict, list, tuple)) for row in rows for value in row.values())
 
 
-def shown() -> list[str]:
+def shown(width: int = 120) -> list[str]:
     """The lines of a case's table as the bench prints them."""
-    console = Console(width=240, markup=False, record=True, file=io.StringIO())
-    console.print(table(case_report()))
+    console = Console(width=width, markup=False, record=True, file=io.StringIO())
+    console.print(table(case_report(), width))
     return console.export_text().splitlines()
 
 
 def row_of(backend: str) -> list[str]:
     """The cells of a backend's row."""
-    (line,) = [line for line in shown() if f"│ {backend} " in line]
-    return [cell.strip() for cell in line.strip("│ ").split("│")]
+    (line,) = [line for line in shown() if line.startswith(f"  {backend} ")]
+    return re.split(r"\s{2,}", line.strip())
 
 
 def test_table_lists_every_backend_with_speed_or_reason() -> None:
@@ -122,12 +124,38 @@ def test_table_lists_every_backend_with_speed_or_reason() -> None:
     speed = ("20.0 µs", "0.2 µs", "-", "800,000", "2.50", "70% memory", "9.0e-08", "1.0 ms")
     assert row_of("fastgraph") == ["fastgraph", *speed]
     assert row_of("onnxruntime") == ["onnxruntime", *["-"] * 6, "nan", "100.0 ms"]
-    notes = {line.strip() for line in lines if line.startswith(("fastgraph:", "onnxruntime:", "OpenVINO:"))}
+    notes = {line.strip() for line in lines if line.startswith(("fastgraph:", "onnxruntime:", "openvino:"))}
     assert notes == {
         "onnxruntime: CPU; wrong: its error is large",
         "fastgraph: cpu, mlp (avx2)",
-        "OpenVINO: failed: ImportError: [no] such <thing> | here",
+        "openvino: failed: ImportError: [no] such <thing> | here",
     }
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal(width: int) -> None:
+    lines = shown(width)
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+    assert sum("20.0 µs" in line for line in lines) == 1
+
+
+def test_summary_has_the_best_peer_and_what_we_lose() -> None:
+    won, lost = summaries([case_report(1, 2e-5), case_report(16, 8e-5)])
+    assert won.cells()[:6] == ("DeepLearningModel, batch 1", "eager", "50.0 µs", "20.0 µs", "2.50", "2.50")
+    assert lost.ratio == pytest.approx(0.625)
+    assert verdict([won]) == "fastgraph is ahead of the best peer in 1 of 1 cases."
+    assert verdict([won, lost]).endswith("in 1 of 2 cases; behind in DeepLearningModel, batch 16 (0.62).")
+    assert verdict([won, lost]) in markdown(report(case_report(1, 2e-5), case_report(16, 8e-5)))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table([won, lost], 80))
+    assert "…" not in console.export_text()
+
+
+def test_summary_names_the_setting_where_there_are_several() -> None:
+    first, second = summaries([case_report(1), case_report(1, device="cuda")])
+    assert first.label == "DeepLearningModel, batch 1, fp32, cpu, 2 threads"
+    assert "cuda" in second.label
 
 
 def test_figures_are_in_the_order_of_their_columns() -> None:
@@ -146,11 +174,13 @@ def test_caption_tells_the_work_and_the_ceilings() -> None:
     said = caption(case_report(1))
     assert said.startswith("a call: 1.07 MFLOP, 2.14 MB at least; ceilings: fma 90 GFLOP/s, L2 80 GB/s")
     assert said.endswith("memory 9 GB/s, launch 1.0 µs")
+    busy = caption(replace(case_report(1), others=0.41))
+    assert busy.endswith("; doubtful: other processes took 41% of the processors")
 
 
 def test_markdown_has_every_row_and_escapes_bars() -> None:
     said = markdown(full())
-    assert said.count("| fastgraph | ") == 3
+    assert said.count("\n| fastgraph | ") == 3
     assert "such <thing> \\| here" in said
     assert "## Model of H100 SXM: not measured" in said
     assert "stopped" not in said

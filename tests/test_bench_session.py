@@ -12,6 +12,7 @@ from bench import session as sessions
 from bench.backends import Backend, Setting
 from bench.crew import Worker, WorkerFailed
 from bench.measure import Plan
+from bench.nursery import Nursery
 from bench.session import CaseReport, CeilingBlocks, Row, Session
 from kernels import native
 from tests import bench_samples as samples
@@ -146,8 +147,35 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def test_what_is_left_out_is_listed_with_the_reason() -> None:
+    with session(samples.Hanging) as running:
+        report = running.run(samples.small_case(), samples.FAST, left_out={"hanging": "it takes long"})
+    assert (row(report, "hanging").status, row(report, "hanging").reason) == ("left out", "it takes long")
+
+
+def test_workers_without_a_nursery_are_listed() -> None:
+    with session(samples.Right, samples.Slow) as running:
+        running._workers["right"].start()
+        running._nursery.close()
+        report = running.run(samples.small_case(), samples.FAST)
+    assert row(report, "right").reason == "its process ended with SIGKILL"
+    assert (row(report, "slow").reason or "").startswith("its process could not be started: ")
+
+
+def test_workers_share_what_was_imported_and_nothing_else() -> None:
+    with session(samples.Right, samples.Slow) as running:
+        for name in ("right", "slow"):
+            running._workers[name].start()
+        pids = [running._workers[name].pid for name in ("right", "slow")]
+        parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in pids}
+        assert parents == {str(running._nursery._process.pid)}
+        assert len(set(pids)) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 def test_a_worker_that_spins_is_stopped_while_others_run() -> None:
-    worker = Worker(Busy, threads=1)
+    nursery = Nursery(threads=1)
+    worker = Worker(nursery, Busy)
     try:
         pid = worker.ask("pid", limit_s=60)
         worker.ask("spin", limit_s=60)
@@ -157,6 +185,7 @@ def test_a_worker_that_spins_is_stopped_while_others_run() -> None:
         assert worker.ask("pid", limit_s=60) == pid  # and goes on when it is asked
     finally:
         worker.close()
+        nursery.close()
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(WorkerFailed, match="its process was closed"):
         worker.ask("pid", limit_s=1)
