@@ -64,12 +64,13 @@ class DirectColumn {
     // Convolution row r of the strip.
     FASTGRAPH_INLINE_MEMBER void compute(int64_t r, F16 (&total)[R][V]) const {
       const Taps row{taps.window + r * row_floats, taps.offsets};
-      fastgraph::FASTGRAPH_ISA::tile(weight, tap_count, 0, smaller(kSumBlock, tap_count), row, total);
+      const int64_t block = sum_block(tap_count);
+      fastgraph::FASTGRAPH_ISA::tile(weight, tap_count, 0, smaller(block, tap_count), row, total);
       for (int i = 0; i < R; i++)
         for (int v = 0; v < V; v++) total[i][v] = add(broadcast(bias[i]), total[i][v]);
-      for (int64_t begin = kSumBlock; begin < tap_count; begin += kSumBlock) {
+      for (int64_t begin = block; begin < tap_count; begin += block) {
         F16 sum[R][V];
-        fastgraph::FASTGRAPH_ISA::tile(weight, tap_count, begin, smaller(begin + kSumBlock, tap_count), row, sum);
+        fastgraph::FASTGRAPH_ISA::tile(weight, tap_count, begin, smaller(begin + block, tap_count), row, sum);
         for (int i = 0; i < R; i++)
           for (int v = 0; v < V; v++) total[i][v] = add(total[i][v], sum[i][v]);
       }

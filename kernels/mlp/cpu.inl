@@ -32,7 +32,8 @@ struct TakeUp {
 
 // Calls block(begin, end, whether it is the last) for the blocks of k; once for K = 0 too.
 template <class Block>
-FASTGRAPH_INLINE void for_sum_blocks(int64_t K, const Block& block, int64_t size = kSumBlock) {
+FASTGRAPH_INLINE void for_sum_blocks(int64_t K, const Block& block) {
+  const int64_t size = sum_block(K);
   int64_t begin = 0;
   do {
     const int64_t end = smaller(begin + size, K);
@@ -124,7 +125,6 @@ struct Fp32Weights {
 
   static constexpr int most_rows(int64_t) { return kTileRows; }
   static constexpr int vectors(int rows) { return kTileVectors[rows]; }
-  static FASTGRAPH_INLINE_MEMBER int64_t block_size(int64_t) { return kSumBlock; }
   static FASTGRAPH_INLINE_MEMBER void narrow(F16, float*) {}
 
   // Weights of feature k and the eight outputs `eight` of E eights, the last of which are the half panel.
@@ -170,11 +170,6 @@ struct Bf16Weights {
 
   static constexpr int most_rows(int64_t) { return kTileRows; }
   static constexpr int vectors(int rows) { return kTileVectors[rows]; }
-  // Even blocks of an even size: three panels of one fit into L1 beside the rows.
-  static FASTGRAPH_INLINE_MEMBER int64_t block_size(int64_t K) {
-    const int64_t count = (K + kSumBlock + 15) / (kSumBlock + 16), size = count ? (K + count - 1) / count : 1;
-    return size + size % 2;
-  }
   // Rounds sixteen results to pairs.
   static FASTGRAPH_INLINE_MEMBER void narrow(F16 total, float* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), __m256i(_mm512_cvtneps_pbh(total.v)));
@@ -259,7 +254,6 @@ struct Bf16Weights {
   static constexpr bool is_widened(int64_t rows) { return rows > 2 * kRegisterRows; }
   static constexpr int most_rows(int64_t rows) { return is_widened(rows) ? kTileRows : kRegisterRows; }
   static constexpr int vectors(int rows) { return kRegisters == 2 && (rows == 2 || rows == 3) ? kTileVectors[rows] - 1 : kTileVectors[rows]; }
-  static FASTGRAPH_INLINE_MEMBER int64_t block_size(int64_t) { return kSumBlock; }
   static FASTGRAPH_INLINE_MEMBER void narrow(F16, float*) {}
 
   template <int E>
@@ -362,7 +356,7 @@ struct Bf16Weights {
       for (int v = 0; v < V; v++) {
         const uint32_t* words = at(begin, 2 * v);
         float* to = panels + v * kSumBlock * kLanes;
-        for (int64_t k = begin; k < end; k += 2, words += kLanes, to += 2 * kLanes) {  // kSumBlock is even: there is room
+        for (int64_t k = begin; k < end; k += 2, words += kLanes, to += 2 * kLanes) {  // blocks are even, and so is kSumBlock: there is room
           store(to, firsts(words));
           store(to + kLanes, seconds(words));
         }
@@ -413,7 +407,7 @@ void eights_of(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows,
         }
       });
     });
-  }, Weights::block_size(layer.in_features));
+  });
 }
 
 // Panels [first, last) of a layer. `narrowed` (Bf16Weights) is half as wide as `out`, or null.
@@ -444,7 +438,7 @@ FASTGRAPH_INLINE void whole_panels(const MlpLayer& layer, const float* a, int64_
           if (narrowed && last_block) each([&](int64_t to, F16 total) { Weights::narrow(total, narrowed + to / 2); });
           else each([&](int64_t to, F16 total) { store(out + to, total); });
         });
-      }, Weights::block_size(layer.in_features));
+      });
     });
   });
 }
