@@ -51,7 +51,7 @@ def session(
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if spinning else "0")
     if provider == "cuda":
         onnxruntime.preload_dlls()  # CUDA's libraries, from where torch has them
-    with _standard_error() as said:
+    with standard_error() as said:
         made = onnxruntime.InferenceSession(model, options, providers=[name])
     if made.get_providers()[0] != name:
         raise RuntimeError(_cannot_run(provider, _reason(said[0])))
@@ -74,7 +74,7 @@ def _reason(log: str) -> str:
 
 
 @contextmanager
-def _standard_error() -> Iterator[list[str]]:
+def standard_error() -> Iterator[list[str]]:
     """What the process writes to its standard error, native code included, goes into the list instead."""
     said: list[str] = []
     sys.stderr.flush()

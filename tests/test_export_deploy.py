@@ -78,11 +78,13 @@ def test_the_python_client_runs(folder: tuple[Path, list[str]], key: str, image:
 
 def compiled(out: Path, folder: Path) -> Path:
     """The C++ client, against onnxruntime's headers and the library of its Python package."""
-    places = [os.environ.get("ONNXRUNTIME_INCLUDE", ""), "/usr/include/onnxruntime", "/usr/local/include/onnxruntime"]
+    fetched = Path(__file__).parents[1] / "build/onnxruntime/usr/include/onnxruntime"
+    named = os.environ.get("ONNXRUNTIME_INCLUDE")
+    places = [named] if named else [fetched, "/usr/include/onnxruntime", "/usr/local/include/onnxruntime"]
     header = "onnxruntime_cxx_api.h"
-    include = next((place for place in places if place and (Path(place) / header).is_file()), None)
+    include = next((str(place) for place in places if (Path(place) / header).is_file()), None)
     if include is None or shutil.which("g++") is None:
-        pytest.skip(f"no g++, or no {header}: ONNXRUNTIME_INCLUDE names the folder of onnxruntime's C++ headers")
+        pytest.skip(f"no g++, or no {header}: .ci/onnxruntime_headers build/onnxruntime, or ONNXRUNTIME_INCLUDE=FOLDER")
     (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
         (folder / name).symlink_to(library)
