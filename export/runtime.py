@@ -19,7 +19,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def session(
-    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None, *, spinning: bool = False
+    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None, *, spinning: bool | str = False
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session that runs on ``provider``, or none.
 
@@ -32,10 +32,10 @@ def session(
         provider: ``"cpu"`` or ``"cuda"``.
         threads: threads within an operator; by default ``torch.get_num_threads()``.
         spinning: idle threads wait for work busily, onnxruntime's own default: calls in quick succession are faster,
-            and an idle session keeps cores from others.
+            and an idle session keeps cores from others. ``"run"``: only while a call runs.
 
     Raises:
-        ValueError: ``provider`` is neither of the two, or ``threads`` is less than 1.
+        ValueError: ``provider`` is neither of the two, ``threads`` is less than 1, or ``spinning`` another word.
         RuntimeError: onnxruntime cannot run on ``provider``, with the reason it gave, where it would have used another
             one.
     """
@@ -43,6 +43,8 @@ def session(
         raise ValueError(f"session: provider must be one of {', '.join(PROVIDERS)}; got {provider!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"session: threads must be at least 1; got {threads}")
+    if spinning not in (False, True, "run"):
+        raise ValueError(f"session: spinning must be False, True or 'run'; got {spinning!r}")
     name, offered = PROVIDERS[provider], onnxruntime.get_available_providers()
     if name not in offered:
         raise RuntimeError(_cannot_run(provider, f"this build of onnxruntime has only {', '.join(offered)}"))
@@ -52,6 +54,7 @@ def session(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if spinning else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1" if spinning == "run" else "0")
     with standard_error() as said:
         chosen = (name, _cuda_options()) if provider == "cuda" else name
         made = onnxruntime.InferenceSession(model, options, providers=[chosen])

@@ -132,11 +132,30 @@ def test_both_exports_are_compared_in_one_run(folder: tuple[Path, list[str]]) ->
 
     path = folder[0] / "deep.onnx"
     line = compare(path, path, torch.rand(1, 784), threads=1)
-    pattern = r"deep.onnx on 1x784, onnxruntime, 1 thread, median of (\d+): .* the plain export .*, ([\d.]+) times as"
+    pattern = (
+        r"deep.onnx on 1x784, onnxruntime, 1 thread, median of (\d+) rounds: .*: ([\d.]+) times as fast \(quartiles"
+    )
     found = re.match(pattern, line)
     assert found is not None, line
     assert int(found[1]) >= 10
     assert 0.5 < float(found[2]) < 2, "a file is as fast as itself"
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ([0.01] * 9, "10 ms, the plain export 20 ms; faster: 2.00 times as fast (quartiles 2.00 to 2.00)"),
+        ([0.04] * 9, "40 ms, the plain export 20 ms; slower: 0.50 times as fast (quartiles 0.50 to 0.50)"),
+        (
+            [0.01, 0.04] * 4 + [0.02],
+            "20 ms, the plain export 20 ms; no difference: 1.00 times as fast (quartiles 0.50 to",
+        ),
+    ],
+)
+def test_the_comparison_says_faster_slower_or_neither(ours: list[float], expected: str) -> None:
+    from export.compare import verdict
+
+    assert verdict(ours, [0.02] * 9).startswith(expected)
 
 
 def test_steps_on_a_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

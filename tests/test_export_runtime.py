@@ -28,11 +28,12 @@ def test_session_uses_the_threads_that_torch_has_or_that_were_asked_for(file: Pa
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 
 
-@pytest.mark.parametrize(("spinning", "entry"), [(False, "0"), (True, "1")])
-def test_idle_threads_spin_only_when_told(file: Path, spinning: bool, entry: str) -> None:
+@pytest.mark.parametrize(("spinning", "entry", "stop"), [(False, "0", "0"), (True, "1", "0"), ("run", "1", "1")])
+def test_idle_threads_spin_only_when_told(file: Path, spinning: bool | str, entry: str, stop: str) -> None:
     options = export.session(file, spinning=spinning).get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry
     assert options.get_session_config_entry("session.inter_op.allow_spinning") == entry
+    assert options.get_session_config_entry("session.force_spinning_stop") == stop
 
 
 def test_session_runs_on_the_cpu_by_default_and_takes_contents_too(file: Path) -> None:
@@ -43,6 +44,11 @@ def test_session_runs_on_the_cpu_by_default_and_takes_contents_too(file: Path) -
 def test_session_refuses_an_unknown_provider(file: Path) -> None:
     with pytest.raises(ValueError, match="session: provider must be one of cpu, cuda; got 'tpu'"):
         export.session(file, provider="tpu")
+
+
+def test_session_refuses_another_word_for_spinning(file: Path) -> None:
+    with pytest.raises(ValueError, match="session: spinning must be False, True or 'run'; got 'off'"):
+        export.session(file, spinning="off")
 
 
 def test_session_refuses_no_threads(file: Path) -> None:
