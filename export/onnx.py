@@ -80,7 +80,7 @@ def to_onnx(
         What was verified; None without verification.
 
     Raises:
-        TypeError: ``example_inputs`` is not a tuple of tensors.
+        TypeError: ``model`` is no module, or ``example_inputs`` not a tuple of tensors.
         ValueError: ``example_inputs`` is empty or has a tensor without axes, ``model`` is in training mode, or there is
             no such ``dtype`` or ``opset``.
         FileExistsError, OSError: ``path`` exists and ``overwrite`` is false, or cannot be written.
@@ -111,6 +111,8 @@ def to_onnx(
 
 def _check(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
     """Raises what ``to_onnx`` says it raises before anything is traced."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"to_onnx: model must be a torch.nn.Module; got {type(model).__name__}")
     if not isinstance(example_inputs, tuple) or not all(isinstance(tensor, Tensor) for tensor in example_inputs):
         raise TypeError(f"to_onnx: example_inputs must be a tuple of tensors; got {type(example_inputs).__name__}")
     if not example_inputs or any(tensor.dim() == 0 for tensor in example_inputs):

@@ -197,7 +197,7 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in fails(["--out", str(tmp_path / "file" / "out")], capsys)
+    assert "argument --out: cannot make the folder '" in fails(["--out", str(tmp_path / "file" / "out")], capsys)
 
 
 def test_an_image_that_will_not_do_is_named_before_anything_is_written(
