@@ -12,11 +12,12 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
-from export.runtime import session
+from export.runtime import Binding, session, standard_error
 from fastgraph import verify as numbers
 from fastgraph.capture import Captured, check_inputs
 
 BATCHES = (1, 3)
+_REFUSALS = (ort_errors.NotImplemented, ort_errors.InvalidGraph, ort_errors.Fail, ort_errors.InvalidArgument)
 
 
 @dataclass(frozen=True)
@@ -71,20 +72,18 @@ def verify(data: bytes, captured: Captured, flat: Sequence[Tensor], dtype: torch
                 "to_onnx: cannot verify: an operator of the model does not run in float64 (or the dtype asked for); "
                 "verify=False writes the file without"
             )
-        names = [value.name for value in running.get_inputs()]
-        outputs = running.run(None, dict(zip(names, (t.detach().cpu().numpy() for t in inputs), strict=True)))
+        outputs = _run(running, inputs)
         for value, output, own, exact in zip(running.get_outputs(), outputs, eager, reference, strict=True):
-            worst = max(worst, _compare(value.name, inputs, torch.from_numpy(output), own, exact))
+            worst = max(worst, _compare(value.name, inputs, output, own.cpu(), exact.cpu()))
         shapes.append(tuple(inputs[0].shape))
     return Verified(tuple(shapes), worst)
 
 
 def _session(data: bytes, dtype: torch.dtype | None) -> onnxruntime.InferenceSession:
     """A session on the CPU, or on CUDA where the CPU's has no implementation in this dtype."""
-    refusals = (ort_errors.NotImplemented, ort_errors.InvalidGraph, ort_errors.Fail, ort_errors.InvalidArgument)
     try:
         return session(data)
-    except refusals as error:
+    except _REFUSALS as error:
         reason = str(error).rpartition(" : ")[2]
     if torch.cuda.is_available():
         return session(data, "cuda")
@@ -92,6 +91,22 @@ def _session(data: bytes, dtype: torch.dtype | None) -> onnxruntime.InferenceSes
         f"to_onnx: onnxruntime's CPUExecutionProvider does not take this model in {dtype or 'its dtype'}: {reason}; "
         "verify=False writes the file unverified, for a provider that does"
     )
+
+
+def _run(running: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The outputs; RuntimeError where onnxruntime fails on inputs of these sizes."""
+    try:
+        with standard_error():  # onnxruntime prints what it raises
+            return Binding(running)(*(tensor.cpu() for tensor in inputs))
+    except (RuntimeError, *_REFUSALS) as error:
+        reason = str(error).partition("Status Message: ")[2] or str(error)
+        raise RuntimeError(
+            f"to_onnx: onnxruntime fails on {_shapes(inputs)}: {' '.join(reason.split())}; nothing was written"
+        ) from error
+
+
+def _shapes(inputs: Sequence[Tensor]) -> str:
+    return f"inputs of shape {', '.join(str(list(tensor.shape)) for tensor in inputs)}"
 
 
 def _trials(captured: Captured, flat: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -121,7 +136,7 @@ def _fits(captured: Captured, flat: Sequence[Any]) -> bool:
 
 def _compare(name: str, inputs: Sequence[Tensor], output: Tensor, eager: Any, reference: Any) -> float:
     """The error of one output; RuntimeError where it is too large."""
-    place = f"output {name!r} on inputs of shape {', '.join(str(list(t.shape)) for t in inputs)}"
+    place = f"output {name!r} on {_shapes(inputs)}"
     if not eager.is_floating_point():
         if not torch.equal(output, eager):
             raise RuntimeError(f"to_onnx: {place} differs from PyTorch's; nothing was written")

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             steps.photograph(arguments.image)  # before anything is written
         if out.exists() and (not out.is_dir() or any(out.iterdir())) and not arguments.overwrite:
             parser.error(f"argument --out: {str(out)!r} exists; --overwrite replaces the files that are written")
-        out.mkdir(parents=True, exist_ok=True)
+        _make_folder(out, parser)
         keys = deploy.MODELS if arguments.model == "all" else (arguments.model,)
         if arguments.steps:
             for key in keys:
@@ -43,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         parser.error(" ".join(str(error).split()))
     return 0
+
+
+def _make_folder(out: Path, parser: Parser) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: cannot make the folder {str(out)!r}: {error.strerror}")
 
 
 def _parser() -> Parser:

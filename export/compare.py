@@ -1,10 +1,10 @@
-"""What onnxruntime makes of two files of the same model: interleaved medians."""
+"""What onnxruntime makes of two files of the same model, in one run: interleaved rounds, medians."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 from torch import Tensor
 
@@ -15,12 +15,13 @@ ROUNDS, BUDGET_S = (10, 2000), 4.0
 
 
 def compare(ours: Path, plain: Path, x: Tensor, threads: int | None = None) -> str:
-    """A line that says how much faster ``ours`` is than ``plain`` on the input ``x``.
+    """A line that says how much faster ``ours`` is than ``plain`` on the input ``x``, or slower.
 
-    Each round calls both once, in turn the one and the other first. Idle threads spin, onnxruntime's own default, so
-    that the pause in which the other one runs is not paid for by waking them.
+    Each round calls both once, in turn the one and the other first. The ratio is taken in every round, so that a change
+    in the machine's speed hits both. Threads spin while a call runs, as they do in a session of onnxruntime's own, and
+    not behind it: two sessions would take each other's cores.
     """
-    running = [session(path, threads=threads, spinning=True) for path in (ours, plain)]
+    running = [session(path, threads=threads, spinning="run") for path in (ours, plain)]
     fed = {running[0].get_inputs()[0].name: x.numpy()}
     samples: list[list[float]] = [[], []]
     for one in (*running, *running):
@@ -32,10 +33,14 @@ def compare(ours: Path, plain: Path, x: Tensor, threads: int | None = None) -> s
             running[which].run(None, fed)
             samples[which].append(time.perf_counter() - start)
         turn += 1
-    mine, other = (median(one) for one in samples)
-    used = running[0].get_session_options().intra_op_num_threads
+    used = text.threads(running[0].get_session_options().intra_op_num_threads)
     shape = "x".join(map(str, x.shape))
-    return (
-        f"{ours.name} on {shape}, onnxruntime, {text.threads(used)}, median of {turn}: {text.seconds(mine)}; "
-        f"the plain export {text.seconds(other)}, {other / mine:.2f} times as long"
-    )
+    return f"{ours.name} on {shape}, onnxruntime, {used}, median of {turn} rounds: {verdict(*samples)}"
+
+
+def verdict(ours: list[float], plain: list[float]) -> str:
+    """Both medians in seconds, and the rounds' ratio with its quartiles; "no difference" where 1 is between them."""
+    low, middle, high = quantiles([theirs / mine for mine, theirs in zip(ours, plain, strict=True)], n=4)
+    word = "no difference" if low <= 1 <= high else "faster" if low > 1 else "slower"
+    times = f"{text.seconds(median(ours))}, the plain export {text.seconds(median(plain))}"
+    return f"{times}; {word}: {middle:.2f} times as fast (quartiles {low:.2f} to {high:.2f})"

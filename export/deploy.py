@@ -154,7 +154,8 @@ def _figure(line: str, svg: Path) -> str:
         return f"<p class=note>{escape(line)}: {escape(graphs.INSTALL)}</p>"
     encoded = base64.b64encode(svg.read_bytes()).decode()
     return (
-        f'<figure><img alt="autograd graph of {escape(line)}" src="data:image/svg+xml;base64,{encoded}">'
+        f'<figure><div class=scroll tabindex=0 role=group aria-label="picture of {escape(line)}">'
+        f'<img alt="autograd graph of {escape(line)}" src="data:image/svg+xml;base64,{encoded}"></div>'
         f"<figcaption>{escape(line)}</figcaption></figure>"
     )
 

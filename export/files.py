@@ -23,7 +23,7 @@ def check_target(path: str | Path, overwrite: bool) -> Path:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
             pass
     except OSError as error:
-        raise type(error)(error.errno, f"path: cannot write to the folder {str(target.parent)!r}: {error}") from error
+        raise type(error)(f"path: cannot write to the folder {str(target.parent)!r}: {error.strerror}") from error
     return target
 
 

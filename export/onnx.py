@@ -80,7 +80,7 @@ def to_onnx(
         What was verified; None without verification.
 
     Raises:
-        TypeError: ``example_inputs`` is not a tuple of tensors.
+        TypeError: ``model`` is no module, or ``example_inputs`` not a tuple of tensors.
         ValueError: ``example_inputs`` is empty or has a tensor without axes, ``model`` is in training mode, or there is
             no such ``dtype`` or ``opset``.
         FileExistsError, OSError: ``path`` exists and ``overwrite`` is false, or cannot be written.
@@ -88,19 +88,18 @@ def to_onnx(
             not close enough to float64; the message says which output and batch and how far.
     """
     _check(model, example_inputs)
-    opset = _opset(opset, dtype)
+    optimized = model if isinstance(model, fastgraph.OptimizedModule) else None
+    dtype = dtype or (optimized.dtype if optimized is not None else None)
+    opset = _opset(opset, dtype, {tensor.dtype for tensor in (*example_inputs, *model.parameters())})
     target = files.check_target(path, overwrite)
-    optimized = isinstance(model, fastgraph.OptimizedModule)
-    if isinstance(model, fastgraph.OptimizedModule):
-        captured, dtype = model.captured, dtype or model.dtype
-    else:
-        captured = capture(model, tuple(check.rows(example_inputs, 2)))
+    captured = optimized.captured if optimized is not None else capture(model, tuple(check.rows(example_inputs, 2)))
     flat = flatten_inputs(captured, example_inputs, {})
     if flat[0].shape[0] == 0:
         flat = check.rows(flat, 2)
-    program = _program(_in_standard_operators(captured, dtype, simplify=optimized), check.rows(flat, 2), opset, model)
+    simplified = _in_standard_operators(captured, dtype, simplify=optimized is not None)
+    program = _program(simplified, check.rows(flat, 2), opset, model)
     _finish(program.model, name or type(model).__name__, preprocessing, labels)
-    if optimized and row_blocks:
+    if optimized is not None and row_blocks:
         names = [str(value.name) for value in program.model.graph.inputs]
         in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in flat), strict=True)))
     data = program.model_proto.SerializeToString()
@@ -112,6 +111,8 @@ def to_onnx(
 
 def _check(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
     """Raises what ``to_onnx`` says it raises before anything is traced."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"to_onnx: model must be a torch.nn.Module; got {type(model).__name__}")
     if not isinstance(example_inputs, tuple) or not all(isinstance(tensor, Tensor) for tensor in example_inputs):
         raise TypeError(f"to_onnx: example_inputs must be a tuple of tensors; got {type(example_inputs).__name__}")
     if not example_inputs or any(tensor.dim() == 0 for tensor in example_inputs):
@@ -123,15 +124,15 @@ def _check(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
         raise ValueError("to_onnx: model must be in eval mode (dropout and batch-norm differ); call model.eval() first")
 
 
-def _opset(opset: int | None, dtype: torch.dtype | None) -> int:
-    """The opset to write; ValueError where there is no such opset, or dtype."""
+def _opset(opset: int | None, dtype: torch.dtype | None, own: set[torch.dtype]) -> int:
+    """The opset to write; ValueError where there is no such opset, or dtype. ``own``: the model's and inputs'."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"to_onnx: dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype}")
-    least = BFLOAT16_OPSET if dtype is torch.bfloat16 else OPSETS[0]
+    least = BFLOAT16_OPSET if torch.bfloat16 in {dtype, *own} else OPSETS[0]
     if opset is None:
         return max(OPSET, least)
     if opset not in OPSETS or opset < least:
-        what = f" for {dtype}" if least > OPSETS[0] else ""
+        what = f" for {torch.bfloat16}" if least > OPSETS[0] else ""
         raise ValueError(f"to_onnx: opset must be {least} to {OPSETS[-1]}{what}; got {opset}")
     return opset
 

@@ -17,21 +17,28 @@ import numpy as np
 import onnx_ir as ir
 
 CACHE_BYTES = 3 << 20  # of the convolution's result in one block, over the whole batch
-LEAST_ROWS = 6  # with fewer, too much of the convolution is computed twice, at the blocks' borders
+LEAST_ROWS = 6  # after the pool in one block
+TWICE = 12  # at most one in so many rows of the convolution is computed twice, at the blocks' borders
+COPIED = 4  # each block copies the results of those before it: in all at most one value for so many of the convolution
 _ROW_WISE = ("Gemm", "Relu", "Sigmoid", "Tanh", "Gelu")
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """The size after convolution and pool along one axis, by the input's."""
+class _Window:
+    """What a convolution or a pool does along one axis."""
 
-    field: int  # places of the input that one place sees
-    step: int  # places of the input from one place to the next
-    padded: bool
+    field: int  # places that one result sees
+    step: int  # places to the next result
+    padded: bool = False
 
-    def pooled(self, size: int) -> int:
-        """Places after the pool."""
+    def count(self, size: int) -> int:
+        """Results of ``size`` places."""
         return (size - self.field) // self.step + 1
+
+    def behind(self, before: _Window) -> _Window:
+        """This one and the one before it as one."""
+        field = (self.field - 1) * before.step + before.field
+        return _Window(field, self.step * before.step, self.padded or before.padded)
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,27 @@ class _Chain:
     channels: int
     in_features: int
     out_features: int
-    height: _Axis
-    width: _Axis
+    conv: tuple[_Window, _Window]  # along height and width
+    pool: tuple[_Window, _Window]
+
+    @property
+    def both(self) -> tuple[_Window, _Window]:
+        """Convolution and pool as one, along height and width."""
+        return self.pool[0].behind(self.conv[0]), self.pool[1].behind(self.conv[1])
+
+    @property
+    def least_rows(self) -> int:
+        """Pooled rows of a block, however large the batch."""
+        again = max(0, self.pool[0].field - self.pool[0].step)
+        return max(LEAST_ROWS, -(-TWICE * again // self.pool[0].step))
+
+    def rows(self, height: int, width: int) -> int:
+        """Pooled rows of a block for one image; 0 where it is in the cache as a whole, or blocks do not pay."""
+        high, wide = (window.count(size) for window, size in zip(self.conv, (height, width), strict=True))
+        rows = CACHE_BYTES // (4 * self.channels * wide * self.pool[0].step)
+        pooled = self.both[0].count(height)
+        copied = pooled * self.out_features * (pooled // self.least_rows) // 2
+        return rows if self.least_rows <= rows <= pooled // 2 and COPIED * copied <= high * wide else 0
 
 
 def in_row_blocks(model: ir.Model, example: Mapping[str, Sequence[int]]) -> None:
@@ -60,34 +86,29 @@ def in_row_blocks(model: ir.Model, example: Mapping[str, Sequence[int]]) -> None
     """
     for conv in [node for node in model.graph if node.op_type == "Conv"]:
         chain = _chain(conv)
-        if chain is not None and (name := str(chain.x.name)) in example:
-            *_, height, width = example[name]
-            rows = CACHE_BYTES // (4 * chain.channels * width * chain.height.step)
-            if rows >= LEAST_ROWS and chain.height.pooled(height) >= 2 * rows:
-                _replace(model.graph, chain, rows)
+        if chain is not None and (name := str(chain.x.name)) in example and (rows := chain.rows(*example[name][2:])):
+            _replace(model.graph, chain, rows, f"{conv.outputs[0].name}_rows_")
 
 
 def _chain(conv: ir.Node) -> _Chain | None:
     """The chain that begins at ``conv``; None where there is none, or it cannot be cut into rows."""
+    x, kernel = conv.inputs[0], _constant(conv, 1)
+    if x is None or not x.is_graph_input() or kernel is None or kernel.ndim != 4:
+        return None
     nodes = list(_followers(conv))
-    kinds = [node.op_type for node in nodes]
-    if "Reshape" not in kinds or not conv.inputs[0].is_graph_input():  # type: ignore[union-attr]
+    pools, reshapes, gemms = (
+        [node for node in nodes if node.op_type == kind] for kind in ("MaxPool", "Reshape", "Gemm")
+    )
+    if len(pools) != 1 or not gemms or pools[0].attributes.get_int("ceil_mode"):
         return None
-    reshape = kinds.index("Reshape")
-    rest = nodes[reshape + 1 :]
-    last_gemm = max((i for i, node in enumerate(rest) if node.op_type == "Gemm"), default=None)
-    pools = [node for node in nodes[:reshape] if node.op_type == "MaxPool"]
-    if last_gemm is None or len(pools) != 1 or pools[0].attributes.get_int("ceil_mode"):
+    windows = [(_window(node, 0), _window(node, 1)) for node in (conv, pools[0])]
+    target, out_features = _constant(reshapes[0], 1), gemms[-1].outputs[0].shape[1]  # type: ignore[index]
+    if any(one.padded for pair in windows for one in pair) or not isinstance(out_features, int):
         return None
-    height, width = (_axis(conv, pools[0], axis) for axis in (0, 1))
-    kernel, target = _constant(conv, 1), _constant(nodes[reshape], 1)
-    out_features = rest[last_gemm].outputs[0].shape[1]  # type: ignore[index]
-    if height.padded or width.padded or kernel is None or target is None or not isinstance(out_features, int):
-        return None
-    if len(target) != 2 or target[0] != -1:
+    if target is None or len(target) != 2 or target[0] != -1:
         return None
     sizes = kernel.shape[0], int(target[1]), out_features
-    return _Chain(conv.inputs[0], nodes[reshape].inputs[0], rest[-1].outputs[0], *sizes, height, width)  # type: ignore[arg-type]
+    return _Chain(x, reshapes[0].inputs[0], nodes[-1].outputs[0], *sizes, *windows)  # type: ignore[arg-type]
 
 
 def _followers(conv: ir.Node) -> Iterator[ir.Node]:
@@ -97,26 +118,29 @@ def _followers(conv: ir.Node) -> Iterator[ir.Node]:
     while True:
         yield node
         allowed = _ROW_WISE if node.op_type == "Reshape" else allowed
-        (value,) = node.outputs
-        users = list(value.uses())
-        if value.is_graph_output() or len(users) != 1 or users[0].idx != 0 or users[0].node.op_type not in allowed:
+        users = list(node.outputs[0].uses())
+        if node.outputs[0].is_graph_output() or len(users) != 1 or users[0].idx != 0:
             return
         node = users[0].node
+        if node.op_type not in allowed or len(node.outputs) != 1 or not _same_for_all_rows(node):
+            return
 
 
-def _axis(conv: ir.Node, pool: ir.Node, axis: int) -> _Axis:
-    """One of height and width."""
-    (kernel, step, padded), (pool_kernel, pool_step, pool_padded) = (_window(node, axis) for node in (conv, pool))
-    return _Axis((pool_kernel - 1) * step + kernel, step * pool_step, padded or pool_padded)
+def _same_for_all_rows(node: ir.Node) -> bool:
+    """Whether what the node takes besides its input is constant, and not one row of it for each row of the input."""
+    bias = _constant(node, 2) if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    if node.attributes.get_int("transA", 0) or (bias is not None and bias.ndim == 2 and bias.shape[0] != 1):
+        return False
+    return all(value is None or value.const_value is not None for value in node.inputs[1:])
 
 
-def _window(node: ir.Node, axis: int) -> tuple[int, int, bool]:
-    """Places that one result sees, places to the next, whether there is padding."""
+def _window(node: ir.Node, axis: int) -> _Window:
+    """The node's along height (0) or width (1)."""
     ints = lambda name: node.attributes.get_ints(name)  # noqa: E731
     kernel, pads = ints("kernel_shape"), ints("pads")
     assert kernel is not None  # torch.onnx always writes it
     dilation, stride = (ints(name) or (1, 1) for name in ("dilations", "strides"))
-    return dilation[axis] * (kernel[axis] - 1) + 1, stride[axis], any(pads or ())
+    return _Window(dilation[axis] * (kernel[axis] - 1) + 1, stride[axis], any(pads or ()))
 
 
 def _constant(node: ir.Node, index: int) -> np.ndarray | None:
@@ -124,13 +148,15 @@ def _constant(node: ir.Node, index: int) -> np.ndarray | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
-def _replace(graph: ir.Graph, chain: _Chain, rows: int) -> None:
+def _replace(graph: ir.Graph, chain: _Chain, rows: int, prefix: str) -> None:
     """The loop where the width allows it, else the chain itself: an If in the chain's place."""
-    widths = range(chain.width.field, chain.width.field + chain.width.step * chain.in_features)
-    fitting = [width for width in widths if chain.width.pooled(width) == chain.in_features]
-    build = _Builder("rows_")
+    window = chain.both[1]
+    narrowest = window.field + window.step * (chain.in_features - 1)
+    build = _Builder(prefix)
     size = build("Shape", chain.x, start=3, end=4)
-    fits = build("And", build("GreaterOrEqual", size, fitting[0]), build("LessOrEqual", size, fitting[-1]))
+    fits = build(
+        "And", build("GreaterOrEqual", size, narrowest), build("LessOrEqual", size, narrowest + window.step - 1)
+    )
     branches = {"then_branch": _loop(graph, chain, rows), "else_branch": _whole(graph, chain)}
     y = build("If", build("Squeeze", fits), **branches)
     y.type, y.shape = chain.y.type, chain.y.shape
@@ -159,9 +185,9 @@ def _whole(graph: ir.Graph, chain: _Chain) -> ir.Graph:
 def _loop(graph: ir.Graph, chain: _Chain, rows: int) -> ir.Graph:
     """The blocks' results [B, C, rows, out_features], one behind the other."""
     build = _Builder("blocks_")
-    field, step = chain.height.field, chain.height.step
+    field, step = chain.both[0].field, chain.both[0].step
     batch, height = build("Shape", chain.x, start=0, end=1), build("Shape", chain.x, start=2, end=3)
-    each = build("Max", build("Div", rows, build("Max", batch, 1)), LEAST_ROWS)
+    each = build("Max", build("Div", rows, build("Max", batch, 1)), chain.least_rows)
     pooled = build("Add", build("Div", build("Sub", height, field), step), 1)
     count = build("Div", build("Sub", build("Add", pooled, each), 1), each)
     count = build("Max", count, 1)  # an input too small for the convolution still comes to it, and is refused there
@@ -182,8 +208,8 @@ def _block(graph: ir.Graph, chain: _Chain, stride: ir.Value, window: ir.Value) -
     It has weights of its own: onnxruntime arranges weights ahead of time only in the graph in which they are used.
     """
     head, tail = _Builder("block_head_"), _Builder("block_tail_")
-    number, more = ir.val("number", ir.DataType.INT64, []), ir.val("more", ir.DataType.BOOL, [])
-    before = ir.val("before", chain.x.dtype, [None, chain.channels, None, chain.out_features])
+    number, more = ir.val("block_number", ir.DataType.INT64, []), ir.val("block_more", ir.DataType.BOOL, [])
+    before = ir.val("block_before", chain.x.dtype, [None, chain.channels, None, chain.out_features])
     first = head("Mul", number, stride)
     x = head("Slice", chain.x, first, head("Add", first, window), [2])
     body, pooled = _copy(graph, chain, "block_", x)

@@ -12,27 +12,30 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as C
 from torch import Tensor
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def session(
-    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None, *, spinning: bool = False
+    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None, *, spinning: bool | str = False
 ) -> onnxruntime.InferenceSession:
-    """An onnxruntime session that runs on ``provider`` and nowhere else.
+    """An onnxruntime session that runs on ``provider``, or none.
 
-    All graph optimisations on; operators run one after another, each on ``threads`` threads.
+    All graph optimisations on; operators run one after another, each on ``threads`` threads. On CUDA it is torch's
+    current device, with TF32 only where ``torch.set_float32_matmul_precision`` allows it; onnxruntime itself keeps
+    arithmetic on sizes, and operators that it has for the CPU alone, on the CPU.
 
     Args:
         model: the ONNX file, or its contents.
         provider: ``"cpu"`` or ``"cuda"``.
         threads: threads within an operator; by default ``torch.get_num_threads()``.
         spinning: idle threads wait for work busily, onnxruntime's own default: calls in quick succession are faster,
-            and an idle session keeps cores from others.
+            and an idle session keeps cores from others. ``"run"``: only while a call runs.
 
     Raises:
-        ValueError: ``provider`` is neither of the two, or ``threads`` is less than 1.
+        ValueError: ``provider`` is neither of the two, ``threads`` is less than 1, or ``spinning`` another word.
         RuntimeError: onnxruntime cannot run on ``provider``, with the reason it gave, where it would have used another
             one.
     """
@@ -40,6 +43,8 @@ def session(
         raise ValueError(f"session: provider must be one of {', '.join(PROVIDERS)}; got {provider!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"session: threads must be at least 1; got {threads}")
+    if spinning not in (False, True, "run"):
+        raise ValueError(f"session: spinning must be False, True or 'run'; got {spinning!r}")
     name, offered = PROVIDERS[provider], onnxruntime.get_available_providers()
     if name not in offered:
         raise RuntimeError(_cannot_run(provider, f"this build of onnxruntime has only {', '.join(offered)}"))
@@ -49,14 +54,21 @@ def session(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if spinning else "0")
-    if provider == "cuda":
-        onnxruntime.preload_dlls()  # CUDA's libraries, from where torch has them
-    with _standard_error() as said:
-        made = onnxruntime.InferenceSession(model, options, providers=[name])
+    options.add_session_config_entry("session.force_spinning_stop", "1" if spinning == "run" else "0")
+    with standard_error() as said:
+        chosen = (name, _cuda_options()) if provider == "cuda" else name
+        made = onnxruntime.InferenceSession(model, options, providers=[chosen])
     if made.get_providers()[0] != name:
         raise RuntimeError(_cannot_run(provider, _reason(said[0])))
     sys.stderr.write(said[0])
     return made
+
+
+def _cuda_options() -> dict[str, str]:
+    """Where torch would compute, and how exactly; CUDA's libraries are loaded from where torch has them."""
+    onnxruntime.preload_dlls()
+    device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return {"device_id": str(device), "use_tf32": "0" if torch.get_float32_matmul_precision() == "highest" else "1"}
 
 
 def _cannot_run(provider: str, reason: str) -> str:
@@ -74,7 +86,7 @@ def _reason(log: str) -> str:
 
 
 @contextmanager
-def _standard_error() -> Iterator[list[str]]:
+def standard_error() -> Iterator[list[str]]:
     """What the process writes to its standard error, native code included, goes into the list instead."""
     said: list[str] = []
     sys.stderr.flush()
@@ -101,7 +113,7 @@ class Binding:
         self._session = running
         self._binding = running.io_binding()
         self._inputs = [value.name for value in running.get_inputs()]
-        self._outputs = [value.name for value in running.get_outputs()]
+        self._outputs = {value.name: value.type for value in running.get_outputs()}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs for ``inputs``, in the order of the file.
@@ -116,7 +128,7 @@ class Binding:
         (device,) = devices
         index = device.index or 0
         held = [tensor.detach().contiguous() for tensor in inputs]
-        values = [onnxruntime.OrtValue.from_dlpack(tensor) for tensor in held]
+        values = [_ort_value(tensor) for tensor in held]
         for name, value in zip(self._inputs, values, strict=True):
             self._binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
@@ -125,7 +137,15 @@ class Binding:
             torch.cuda.current_stream(device).synchronize()  # the session has a stream of its own
         self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
-        results = tuple(torch.from_dlpack(value) for value in self._binding.get_outputs())
+        results = [torch.from_dlpack(value) for value in self._binding.get_outputs()]
         self._binding.clear_binding_inputs()
         self._binding.clear_binding_outputs()
-        return results
+        kinds = zip(results, self._outputs.values(), strict=True)
+        return tuple(result.view(torch.bool) if kind == "tensor(bool)" else result for result, kind in kinds)
+
+
+def _ort_value(tensor: Tensor) -> onnxruntime.OrtValue:
+    """The same memory. onnxruntime 1.31 knows truth values in DLPack as bytes only."""
+    if tensor.dtype is not torch.bool:
+        return onnxruntime.OrtValue.from_dlpack(tensor)
+    return onnxruntime.OrtValue(C.OrtValue.from_dlpack(tensor.view(torch.uint8).__dlpack__(), True))

@@ -46,7 +46,8 @@ def photograph(path: str | Path | None = None) -> Tensor:
             raise ValueError(f"image: {str(path)!r} cannot be read as an image: {error}") from error
         if mode != "RGB":
             kinds = {"L": "grey", "1": "black and white", "LA": "grey with an alpha channel", "P": "a palette"}
-            kind = kinds.get(mode, "an alpha channel" if mode.endswith(("A", "a")) else "other channels")
+            kind = "an alpha channel" if mode.endswith(("A", "a")) else "other channels"
+            kind = kinds.get(mode, "grey" if mode.startswith(("I", "F")) else kind)
             raise ValueError(f"image: needs three channels, red, green and blue; {str(path)!r} is {mode} ({kind})")
     return data.photograph(path)
 

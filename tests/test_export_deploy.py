@@ -78,11 +78,13 @@ def test_the_python_client_runs(folder: tuple[Path, list[str]], key: str, image:
 
 def compiled(out: Path, folder: Path) -> Path:
     """The C++ client, against onnxruntime's headers and the library of its Python package."""
-    places = [os.environ.get("ONNXRUNTIME_INCLUDE", ""), "/usr/include/onnxruntime", "/usr/local/include/onnxruntime"]
+    fetched = Path(__file__).parents[1] / "build/onnxruntime/usr/include/onnxruntime"
+    named = os.environ.get("ONNXRUNTIME_INCLUDE")
+    places = [named] if named else [fetched, "/usr/include/onnxruntime", "/usr/local/include/onnxruntime"]
     header = "onnxruntime_cxx_api.h"
-    include = next((place for place in places if place and (Path(place) / header).is_file()), None)
+    include = next((str(place) for place in places if (Path(place) / header).is_file()), None)
     if include is None or shutil.which("g++") is None:
-        pytest.skip(f"no g++, or no {header}: ONNXRUNTIME_INCLUDE names the folder of onnxruntime's C++ headers")
+        pytest.skip(f"no g++, or no {header}: .ci/onnxruntime_headers build/onnxruntime, or ONNXRUNTIME_INCLUDE=FOLDER")
     (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
         (folder / name).symlink_to(library)
@@ -130,11 +132,30 @@ def test_both_exports_are_compared_in_one_run(folder: tuple[Path, list[str]]) ->
 
     path = folder[0] / "deep.onnx"
     line = compare(path, path, torch.rand(1, 784), threads=1)
-    pattern = r"deep.onnx on 1x784, onnxruntime, 1 thread, median of (\d+): .* the plain export .*, ([\d.]+) times as"
+    pattern = (
+        r"deep.onnx on 1x784, onnxruntime, 1 thread, median of (\d+) rounds: .*: ([\d.]+) times as fast \(quartiles"
+    )
     found = re.match(pattern, line)
     assert found is not None, line
     assert int(found[1]) >= 10
     assert 0.5 < float(found[2]) < 2, "a file is as fast as itself"
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ([0.01] * 9, "10 ms, the plain export 20 ms; faster: 2.00 times as fast (quartiles 2.00 to 2.00)"),
+        ([0.04] * 9, "40 ms, the plain export 20 ms; slower: 0.50 times as fast (quartiles 0.50 to 0.50)"),
+        (
+            [0.01, 0.04] * 4 + [0.02],
+            "20 ms, the plain export 20 ms; no difference: 1.00 times as fast (quartiles 0.50 to",
+        ),
+    ],
+)
+def test_the_comparison_says_faster_slower_or_neither(ours: list[float], expected: str) -> None:
+    from export.compare import verdict
+
+    assert verdict(ours, [0.02] * 9).startswith(expected)
 
 
 def test_steps_on_a_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +197,7 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in fails(["--out", str(tmp_path / "file" / "out")], capsys)
+    assert "argument --out: cannot make the folder '" in fails(["--out", str(tmp_path / "file" / "out")], capsys)
 
 
 def test_an_image_that_will_not_do_is_named_before_anything_is_written(

@@ -34,7 +34,9 @@ def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="path: cannot write to the folder '.*missing'"):
+    with pytest.raises(
+        FileNotFoundError, match="^path: cannot write to the folder '.*missing': No such file or directory$"
+    ):
         files.check_target(tmp_path / "missing" / "a.onnx", overwrite=False)
 
 

@@ -1,5 +1,6 @@
 """Graphs as data: exactly these nodes, with figures that can be checked by hand."""
 
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,8 @@ from torch import Tensor, nn
 
 import fastgraph
 from export import graphs
-from export.graphs import inductor, text
-from export.graphs.nodes import Graph, Node
+from export.graphs import compiled, inductor, text
+from export.graphs.nodes import Edge, Graph, Node
 from fastgraph.capture import capture
 from fastgraph.models import DeepLearningModel
 from tests import pictures
@@ -43,11 +44,13 @@ def test_deep_learning_model() -> None:
         "output: output [1, 10] float32",
     ]
     assert edges(picture.rewritten) == ["x > mlp_default", "mlp_default > output"]
-    assert [node.operator for node in picture.inductor.nodes] == [
+    model, x = DeepLearningModel.pretrained(), torch.rand(1, 784)
+    kernels = inductor.kernels(capture(model, (x,)).graph_module, [x])
+    assert [node.operator for node in kernels.nodes] == [
         *("library addmm", "loop relu", "library addmm", "loop relu", "library addmm"),
         *("loop amax", "loop exp sub sum", "loop div"),
     ]
-    assert [node.origins for node in picture.inductor.nodes][-2:] == [("softmax",), ("softmax",)]
+    assert [node.origins for node in kernels.nodes][-2:] == [("softmax",), ("softmax",)]
 
 
 def test_net() -> None:
@@ -115,7 +118,6 @@ def test_times_on_request() -> None:
         assert [node.operator for node in timed] == [node.operator for node in graph.nodes[1:-1]]
         assert all(node.seconds > 0 for node in timed)  # type: ignore[operator]
         assert sum(graph.share(node) or 0 for node in timed) == pytest.approx(1)
-    assert picture.inductor.seconds is None
     assert sum(picture.heat(node) for node in picture.eager.nodes) == pytest.approx(1)
     assert any("median of" in note for note in picture.notes)
     assert pictures.net().eager.seconds is None
@@ -129,6 +131,57 @@ def test_an_optimized_module_is_drawn_as_it_is_and_in_its_dtype() -> None:
     assert picture.name == "half"
     assert [node.dtype for node in picture.rewritten.nodes] == ["float32", "float16", "float16", "float32", "float32"]
     assert [node.origins for node in picture.rewritten.nodes][1] == ()
+
+
+def test_loops_in_one_function_are_one_node() -> None:
+    def node(name: str, operator: str, *origins: str, flops: int) -> Node:
+        return Node(name, operator, (flops,), "float32", flops=flops, bytes=4, origins=origins)
+
+    apart = Graph(
+        "g",
+        (
+            node("op0", "library addmm", "linear", flops=7),
+            node("op1", "loop amax", "softmax", flops=1),
+            node("op2_op3", "loop exp sub", "softmax", "relu", flops=2),
+        ),
+        (Edge("op0", "op1"), Edge("op0", "op2_op3"), Edge("op1", "op2_op3")),
+    )
+    together = compiled.joined(apart, {"op1": "cpp_fused_0", "op2": "cpp_fused_0", "op3": "cpp_fused_0"})
+    assert together.edges == (Edge("op0", "cpp_fused_0"),)
+    assert (together.nodes[0].name, together.nodes[0].operator) == ("op0", "library addmm")
+    assert together.nodes[1] == Node(
+        "cpp_fused_0", "loop amax exp sub", (2,), "float32", flops=3, bytes=8, origins=("softmax", "relu")
+    )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for Inductor's code")
+def test_inductors_kernels_have_times_by_the_function() -> None:
+    graph = pictures.deep().inductor
+    assert [node.operator for node in graph.nodes] == [
+        *("library addmm", "loop relu", "library addmm", "loop relu", "library addmm", "loop amax exp sub sum div"),
+    ]
+    assert all(node.seconds is not None and node.seconds > 0 for node in graph.nodes)
+    assert sum(graph.share(node) or 0 for node in graph.nodes) == pytest.approx(1)
+    assert graph.nodes[0].seconds > graph.nodes[1].seconds  # type: ignore[operator]  # 800,000 operations and 512
+    assert any("by torch's profiler" in note for note in pictures.deep().notes)
+
+
+def test_why_inductors_kernels_have_no_times_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = capture(nn.Linear(2, 2).eval(), (torch.rand(1, 2),)).graph_module, torch.rand(1, 2)
+    with pytest.raises(RuntimeError, match="only those on the CPU are"):
+        compiled.Compiled(module, [x.to("meta")])
+    timed = compiled.Compiled(module, [x])
+    timed.graph = Graph("not what ran", (Node("cpp_fused_relu_0", "loop relu", (), ""),))
+    with pytest.raises(RuntimeError, match="the profiler saw graph_"):
+        timed.seconds([x])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(torch._inductor, "compile", fail)
+    picture = graphs.draw(nn.Linear(2, 2).eval(), (x,), measured=True)
+    assert picture.notes[-1] == ("Inductor's kernels are not timed: Inductor gave up: RuntimeError: no compiler.")
+    assert picture.inductor.missing == "Inductor gave up: RuntimeError: no compiler"
 
 
 class Normalised(nn.Module):

@@ -122,6 +122,23 @@ def test_refuses_example_inputs_that_are_no_tuple_of_tensors(example_inputs: Any
         export.to_onnx(DeepLearningModel().eval(), example_inputs, tmp_path / "no.onnx")
 
 
+def test_refuses_what_is_no_module(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="to_onnx: model must be a torch.nn.Module; got str"):
+        export.to_onnx("deep", (torch.ones(1, 784),), tmp_path / "no.onnx")  # type: ignore[arg-type]
+
+
+def test_a_model_of_bfloat16_gets_an_opset_that_has_it(tmp_path: Path) -> None:
+    """Its own dtype, and the one that it was optimized for."""
+    conv, x = nn.Conv2d(3, 2, 3).eval(), torch.rand(2, 3, 8, 8)
+    optimized = fastgraph.optimize(conv, (x,), dtype=torch.bfloat16, verify=False)
+    export.to_onnx(optimized, (x,), tmp_path / "optimized.onnx", verify=False)
+    export.to_onnx(conv.bfloat16(), (x.bfloat16(),), tmp_path / "own.onnx", verify=False)
+    for name in ("optimized", "own"):
+        assert onnx.load(tmp_path / f"{name}.onnx").opset_import[0].version == export_onnx.BFLOAT16_OPSET
+    with pytest.raises(ValueError, match="opset must be 22 to 25 for torch.bfloat16; got 20"):
+        export.to_onnx(optimized, (x,), tmp_path / "no.onnx", opset=20)
+
+
 @pytest.mark.parametrize(("example_inputs", "got"), [((), r"\[\]"), ((torch.tensor(1.0),), r"\[\(\)\]")])
 def test_refuses_example_inputs_without_a_batch(example_inputs: Any, got: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"tensors with a batch axis, at least one; got shapes {got}"):

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -11,15 +12,13 @@ from torch import Tensor, nn
 import export
 import fastgraph
 from bench.cases import informative_net, variants
-from export import row_blocks
 from fastgraph.data import photograph
 from fastgraph.models import Net
 from tests.reference import assert_close_to_reference
 
 
-def written(model: nn.Module, x: Tensor, path: Path, *, verify: bool = False, row_blocks: bool = True) -> Path:
-    optimized = fastgraph.optimize(model, (x,), verify=False)
-    export.to_onnx(optimized, (x,), path, verify=verify, row_blocks=row_blocks)
+def written(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, **how: Any) -> Path:
+    export.to_onnx(fastgraph.optimize(model, inputs, verify=False), inputs, path, **how)
     return path
 
 
@@ -40,7 +39,7 @@ def net() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def file(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(net, photograph(), tmp_path_factory.mktemp("row_blocks") / "net.onnx", verify=True)
+    return written(net, (photograph(),), tmp_path_factory.mktemp("row_blocks") / "net.onnx", verify=True)
 
 
 def test_the_loop_has_the_chain_and_so_has_the_other_branch(file: Path) -> None:
@@ -84,12 +83,20 @@ def test_what_is_too_small_is_refused_as_before(file: Path) -> None:
 
 
 class Chain(nn.Module):
-    """A convolution and linear layers on rows of ``features``, with what keeps it from being cut, or not."""
+    """A convolution, a pool, and a linear layer on rows of ``features``."""
 
-    def __init__(self, *, pad: int = 0, ceil: bool = False, also: bool = False, features: int = 98) -> None:
+    def __init__(
+        self,
+        conv: nn.Module | None = None,
+        pool: nn.Module | None = None,
+        *,
+        features: int = 98,
+        out: int = 3,
+        also: bool = False,
+    ) -> None:
         super().__init__()
-        self.conv, self.pool = nn.Conv2d(2, 16, 3, padding=pad), nn.MaxPool2d(2, ceil_mode=ceil)
-        self.fc, self.also, self.features = nn.Linear(features, 3), also, features
+        self.conv, self.pool = conv or nn.Conv2d(2, 16, 3), pool or nn.MaxPool2d(2)
+        self.fc, self.also, self.features = nn.Linear(features, out), also, features
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         pooled = torch.relu(self.pool(self.conv(x)))
@@ -97,27 +104,82 @@ class Chain(nn.Module):
         return (rows, pooled) if self.also else (rows,)
 
 
+class Flat(Chain):
+    """In one dimension, with the same operators."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv1d(2, 16, 3), nn.MaxPool1d(2))
+
+
+class WithIndices(Chain):
+    """Where each maximum was is a result too."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        pooled, places = nn.functional.max_pool2d(self.conv(x), 2, return_indices=True)
+        return self.fc(pooled.view(-1, self.features)), places
+
+
+class BiasForEachRow(Chain):
+    """Not a row of the MLP like any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.rand(2 * 16 * 319, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (torch.addmm(self.bias, self.pool(self.conv(x)).view(-1, 98), self.fc.weight.t()),)
+
+
+class Two(nn.Module):
+    """Of the same input, and of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chains = nn.ModuleList(Chain(out=1) for _ in range(3))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return tuple(chain(value)[0] for chain, value in zip(self.chains, (x, x, y), strict=True))
+
+
+WINDOWS = Chain(
+    nn.Conv2d(2, 16, (3, 5), (1, 2), dilation=(2, 1), groups=2), nn.MaxPool2d((3, 2), (2, 1)), features=196, out=1
+)
+
+
 @pytest.mark.parametrize(
     ("model", "size", "made"),
     [
-        (Chain(), (640, 198), True),
-        (Chain(), (300, 198), False),  # in the cache as a whole
-        (Chain(pad=1, features=99), (640, 198), False),
-        (Chain(ceil=True), (640, 198), False),
-        (Chain(also=True), (640, 198), False),  # the pooled values are a result too
+        (Chain(), (2, 640, 198), 1),
+        (WINDOWS, (2, 1000, 398), 1),
+        (Two(), (2, 640, 198), 3),
+        (Chain(), (2, 300, 198), 0),  # in the cache as a whole
+        (Chain(nn.Conv2d(2, 16, 3, padding=1), features=99), (2, 640, 198), 0),
+        (Chain(pool=nn.MaxPool2d(2, ceil_mode=True)), (2, 640, 198), 0),
+        (Chain(also=True), (2, 640, 198), 0),  # the pooled values are a result too
+        (Chain(out=300), (2, 640, 198), 0),  # more results to copy than the convolution has values
+        (Chain(pool=nn.MaxPool2d((80, 2), (1, 2)), out=1), (2, 640, 198), 0),  # most of it would be computed twice
+        (Flat(), (2, 198), 0),
+        (WithIndices(), (2, 640, 198), 0),
+        (BiasForEachRow(), (2, 640, 198), 0),
     ],
 )
-def test_which_chains_become_a_loop(
-    model: nn.Module, size: tuple[int, int], made: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(row_blocks, "CACHE_BYTES", 3 << 20)
-    x = torch.rand(2, 2, *size)
-    path = written(model.eval(), x, tmp_path / "chain.onnx", verify=made)
-    assert ("If" in operators(onnx.load(path).graph)) == made
+def test_which_chains_become_a_loop(model: nn.Module, size: tuple[int, ...], made: int, tmp_path: Path) -> None:
+    inputs = tuple(torch.rand(2, *size) for _ in range(2 if isinstance(model, Two) else 1))
+    path = written(model.eval(), inputs, tmp_path / "chain.onnx", verify=True)
+    assert operators(onnx.load(path).graph).count("If") == made
+
+
+@pytest.mark.parametrize("opset", [18, 25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_in_every_opset_and_in_a_model_of_float16(opset: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "chain.onnx"
+    written(Chain().to(dtype).eval(), (torch.rand(2, 2, 640, 198, dtype=dtype),), path, verify=True, opset=opset)
+    assert "If" in operators(onnx.load(path).graph)
 
 
 def test_only_an_optimized_module_and_only_when_wanted(tmp_path: Path) -> None:
     photo = photograph()
-    assert "If" not in operators(
-        onnx.load(written(Net().eval(), photo, tmp_path / "flat.onnx", row_blocks=False)).graph
-    )
+    path = written(Net().eval(), (photo,), tmp_path / "flat.onnx", verify=False, row_blocks=False)
+    assert "If" not in operators(onnx.load(path).graph)
+    export.to_onnx(Net().eval(), (photo,), tmp_path / "plain.onnx", verify=False)
+    assert "If" not in operators(onnx.load(tmp_path / "plain.onnx").graph)

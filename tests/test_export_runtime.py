@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -27,11 +28,12 @@ def test_session_uses_the_threads_that_torch_has_or_that_were_asked_for(file: Pa
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 
 
-@pytest.mark.parametrize(("spinning", "entry"), [(False, "0"), (True, "1")])
-def test_idle_threads_spin_only_when_told(file: Path, spinning: bool, entry: str) -> None:
+@pytest.mark.parametrize(("spinning", "entry", "stop"), [(False, "0", "0"), (True, "1", "0"), ("run", "1", "1")])
+def test_idle_threads_spin_only_when_told(file: Path, spinning: bool | str, entry: str, stop: str) -> None:
     options = export.session(file, spinning=spinning).get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry
     assert options.get_session_config_entry("session.inter_op.allow_spinning") == entry
+    assert options.get_session_config_entry("session.force_spinning_stop") == stop
 
 
 def test_session_runs_on_the_cpu_by_default_and_takes_contents_too(file: Path) -> None:
@@ -42,6 +44,11 @@ def test_session_runs_on_the_cpu_by_default_and_takes_contents_too(file: Path) -
 def test_session_refuses_an_unknown_provider(file: Path) -> None:
     with pytest.raises(ValueError, match="session: provider must be one of cpu, cuda; got 'tpu'"):
         export.session(file, provider="tpu")
+
+
+def test_session_refuses_another_word_for_spinning(file: Path) -> None:
+    with pytest.raises(ValueError, match="session: spinning must be False, True or 'run'; got 'off'"):
+        export.session(file, spinning="off")
 
 
 def test_session_refuses_no_threads(file: Path) -> None:
@@ -95,6 +102,32 @@ def test_binding_calls_on_tensors_where_they_are(file: Path, device: str) -> Non
     kept = y.clone()
     assert bound(torch.zeros(7, 4, device=device))[0].shape == (7, 3)
     assert torch.equal(y, kept), "a later call changed an earlier result"
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_binding_takes_every_dtype(dtype: torch.dtype, rows: int) -> None:
+    kind = {torch.float64: "double"}.get(dtype, str(dtype).removeprefix("torch."))
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 22]> g ({kind}[N] x) => ({kind}[N] y) {{ y = Identity(x) }}'
+    )
+    bound = export.Binding(export.session(model.SerializeToString()))
+    x = torch.tensor([1, 0, 1]).to(dtype)[:rows]
+    (y,) = bound(x)
+    assert y.dtype is dtype
+    assert torch.equal(y, x)
+
+
+def test_cuda_follows_torch_in_device_and_precision() -> None:
+    device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert runtime._cuda_options() == {"device_id": str(device), "use_tf32": "0"}
+        torch.set_float32_matmul_precision("high")
+        assert runtime._cuda_options()["use_tf32"] == "1"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_binding_refuses_what_does_not_fit(file: Path) -> None:

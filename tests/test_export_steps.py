@@ -45,7 +45,13 @@ def test_the_forward_pass_ends_in_its_argmax() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("L", "grey"), ("RGBA", "an alpha channel"), ("P", "a palette"), ("LA", "grey with an alpha channel")],
+    [
+        ("L", "grey"),
+        ("RGBA", "an alpha channel"),
+        ("P", "a palette"),
+        ("LA", "grey with an alpha channel"),
+        ("I;16", "grey"),
+    ],
 )
 def test_an_image_in_other_than_three_colours_is_named(mode: str, kind: str, tmp_path: Path) -> None:
     Image.new(mode, (8, 8)).save(tmp_path / "image.png")

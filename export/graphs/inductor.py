@@ -3,13 +3,12 @@
 Inductor is stopped once it has fused, before it writes code: that takes a second or two and no compiler. It keeps the
 graph's nodes with everything it derives from them, in ``origins`` and ``meta["from_node"]`` (torch 2.14).
 
-There are no times: torch's profiler has them for the C++ that Inductor writes (``cpp.enable_kernel_profile``), but that
-takes the compiler, 13 to 17 seconds for a reference model on one core, and one C++ kernel holds several of these.
+Times need the code itself: ``compiled.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,11 +31,11 @@ def kernels(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Graph:
     found: list[Any] = []
 
     def keep(scheduled: list[Any]) -> list[Any]:
-        found.extend(_read(scheduled))
+        found.extend(read(scheduled))
         raise _Stop
 
     try:
-        with torch.no_grad(), _configured(keep):
+        with torch.no_grad(), configured(keep):
             torch._inductor.compile(graph_module, list(inputs))
     except Exception as error:
         if not found:
@@ -49,17 +48,22 @@ def kernels(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Graph:
 
 
 @contextmanager
-def _configured(hook: Any) -> Iterator[None]:
-    """Inductor calls ``hook`` with what it fused, and takes nothing from a cache."""
+def configured(hook: Any, more: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Inductor calls ``hook`` with what it fused, and takes nothing from a cache; ``more`` of its settings."""
     import torch._functorch.config as functorch
     import torch._inductor.config as inductor
 
-    patches = {"_post_fusion_custom_pass": hook, "fx_graph_cache": False, "fx_graph_remote_cache": False}
+    patches = {
+        "_post_fusion_custom_pass": hook,
+        "fx_graph_cache": False,
+        "fx_graph_remote_cache": False,
+        **(more or {}),
+    }
     with inductor.patch(patches), functorch.patch(enable_autograd_cache=False):
         yield
 
 
-def _read(scheduled: list[Any]) -> Iterator[tuple[Node, list[Edge]]]:
+def read(scheduled: list[Any]) -> Iterator[tuple[Node, list[Edge]]]:
     """Every kernel, with the edges that lead to it."""
     producer = {name: node.get_name() for node in scheduled for name in node.get_buffer_names()}
     for node in scheduled:

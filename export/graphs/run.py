@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -44,8 +44,9 @@ class _Recorder(fx.Interpreter):
 class _Timer(fx.Interpreter):
     """Runs fused ops through their direct doors, weights packed, as the direct engine does."""
 
-    def __init__(self, graph_module: fx.GraphModule, constants: dict[fx.Node, Any]) -> None:
+    def __init__(self, graph_module: fx.GraphModule, constants: dict[fx.Node, Any], inputs: Sequence[Any]) -> None:
         super().__init__(graph_module)
+        self._on_gpu = any(isinstance(value, torch.Tensor) and value.is_cuda for value in inputs)
         self.seconds: dict[fx.Node, float] = {}
         self._doors: dict[fx.Node, Any] = {}
         for node in graph_module.graph.nodes:
@@ -60,6 +61,8 @@ class _Timer(fx.Interpreter):
         call = self._doors.get(n) or functools.partial(super().run_node, n)
         start = time.perf_counter()
         result = call()
+        if self._on_gpu:
+            torch.cuda.synchronize()
         self.seconds[n] = time.perf_counter() - start
         return result
 
@@ -76,24 +79,29 @@ def record(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Recorded:
 
 
 def measure(
-    runs: Sequence[tuple[fx.GraphModule, Recorded]], inputs: Sequence[Any]
-) -> tuple[list[dict[fx.Node, float]], int]:
-    """Median seconds of each operator of each graph, and the rounds they are the median of.
+    runs: Sequence[tuple[fx.GraphModule, Recorded]],
+    inputs: Sequence[Any],
+    compiled: Callable[[], list[float]] | None = None,
+) -> tuple[list[dict[fx.Node, float]], list[float], int]:
+    """Median seconds of each operator of each graph, those that ``compiled`` tells, and of how many rounds.
 
     Every round runs each graph once, node by node, on the threads that torch has, so that a change in the machine's
-    speed hits all alike. Constants are not computed again. For tensors on the CPU.
+    speed hits all alike. Constants are not computed again. On a GPU each node is waited for.
     """
     samples: list[dict[fx.Node, list[float]]] = [{} for _ in runs]
+    kernels: list[list[float]] = []
     started = time.perf_counter()
     done = -WARM_UP
     with torch.no_grad():
-        timers = [_Timer(graph_module, recorded.constants) for graph_module, recorded in runs]
+        timers = [_Timer(graph_module, recorded.constants, inputs) for graph_module, recorded in runs]
         while done < ROUNDS[0] or (done < ROUNDS[1] and time.perf_counter() - started < BUDGET_S):
             for sample, timer, (_, recorded) in zip(samples, timers, runs, strict=True):
                 timer.run(*inputs, initial_env=dict(recorded.constants))
                 if done >= 0:
                     for node, seconds in timer.seconds.items():
                         sample.setdefault(node, []).append(seconds)
+            if compiled is not None:
+                kernels.append(compiled())
             done += 1
     operators = [{n: median(s) for n, s in sample.items() if n.op == "call_function"} for sample in samples]
-    return operators, done
+    return operators, [median(several) for several in zip(*kernels[WARM_UP:], strict=True)], done
