@@ -122,7 +122,7 @@ def _followers(conv: ir.Node) -> Iterator[ir.Node]:
         if node.outputs[0].is_graph_output() or len(users) != 1 or users[0].idx != 0:
             return
         node = users[0].node
-        if node.op_type not in allowed or len(node.outputs) != 1 or not _same_for_all_rows(node):
+        if node.op_type not in allowed or not _same_for_all_rows(node):
             return
 
 
