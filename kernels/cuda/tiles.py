@@ -81,7 +81,8 @@ def linear_candidates(
 def mlp(dtype: torch.dtype, target: Target) -> Tile:
     """The default for a whole chain."""
     if dtype.itemsize == 4:  # without matrix instructions 32 rows spill on sm_80, sm_90 and sm_120
-        return Tile(16 if target.precision == "ieee" else 32, 64, 32, 8, 2)
+        small = target.architecture.number == 75  # 64 KiB of shared memory a block, which slices of 64 pass
+        return Tile(16 if target.precision == "ieee" else 32, 32 if small else 64, 32, 8, 2)
     return Tile(64, 64, 64, 8, 2)
 
 
