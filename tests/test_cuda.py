@@ -1,7 +1,6 @@
 """The engine on CUDA: what can be proven without a GPU, and what waits for one (marked `cuda`)."""
 
 import copy
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,19 @@ import torch
 from torch import nn
 
 import fastgraph
+from bench import cli
+from bench.targets import DEEP_RATIO, NET_RATIO
 from fastgraph import cuda
 from fastgraph.models import DeepLearningModel, Net
 from kernels.cuda import choices
 from tests.gpu import stand_in_gpu
-from tests.reference import assert_close_to_reference, random
+from tests.reference import assert_close_to_reference, in_threads, random, scaled
 
-BATCHES = {DeepLearningModel: (0, 1, 16, 1024, 20000), Net: (0, 1, 16)}  # those of the bench, and a whole chain's
+BATCHES = {  # those of the bench, none, and as many as a whole chain in one launch takes
+    DeepLearningModel: sorted({0, *DEEP_RATIO, *cli.BATCHES["deep"], *cli.MODE_BATCHES["offline"]["deep"], 20000}),
+    Net: sorted({0, *NET_RATIO, *cli.BATCHES["net"], *cli.MODE_BATCHES["offline"]["net"]}),
+}
+WARM_UPS = 3  # calls of one shape until Inductor replays a CUDA graph: compiled, recorded (which waits), replayed
 
 
 @pytest.fixture(autouse=True)
@@ -26,15 +31,6 @@ def own_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     choices.table.cache_clear()
     yield
     choices.table.cache_clear()
-
-
-def scaled(model: nn.Module) -> nn.Module:
-    """Larger weights than the default initialisation, whose outputs hardly depend on the input."""
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(3)
-    return model.eval()
 
 
 # ---- without a GPU
@@ -49,11 +45,17 @@ def test_a_cuda_device_that_is_not_there_is_one_error(monkeypatch: pytest.Monkey
         fastgraph.optimize(DeepLearningModel().eval(), (x,))
 
 
-def captured_on(monkeypatch: pytest.MonkeyPatch, architecture: str, model: nn.Module, shape: tuple[int, ...]) -> Any:
+def captured_on(
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    model: nn.Module,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> Any:
     """The optimized module of a model on a stand-in GPU, not run."""
     from fastgraph.capture import capture
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("fastgraph.capture.check_available", lambda device, what: None)
     with stand_in_gpu(monkeypatch, architecture):
         fake = copy.deepcopy(model)
         for module in fake.modules():
@@ -61,7 +63,7 @@ def captured_on(monkeypatch: pytest.MonkeyPatch, architecture: str, model: nn.Mo
                 if p is not None:
                     module._parameters[name] = nn.Parameter(torch.empty(p.shape, device="cuda"))
         captured = capture(fake.eval(), (torch.empty(shape, device="cuda"),))
-        optimized = fastgraph.OptimizedModule(captured, dtype=None, engine="auto")
+        optimized = fastgraph.OptimizedModule(captured, dtype=dtype, engine="auto")
         return optimized, optimized.explain()
 
 
@@ -83,32 +85,95 @@ def test_explain_says_why_a_wide_model_is_not_one_launch(monkeypatch: pytest.Mon
     assert {row.reason for row in table} == {reason}
 
 
-def test_explain_says_why_aten_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+OLD = "compute capability 6.1 is older than 7.5"
+
+
+@pytest.mark.parametrize("reason", ["Triton is not installed", OLD])
+def test_without_triton_aten_runs_and_explain_says_why(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the direct engine: Inductor could not compile there."""
     from kernels.cuda import target
 
-    monkeypatch.setattr(target, "_has_triton", lambda: False)
-    _, table = captured_on(monkeypatch, "sm_90", DeepLearningModel(), (2, 784))
+    if reason != OLD:
+        monkeypatch.setattr(target, "has_triton", lambda: False)
+    gpu = OLD if reason == OLD else "sm_90"
+    module, table = captured_on(monkeypatch, gpu, DeepLearningModel(), (2, 784))
     assert {row.kernel for row in table} == {"mlp (ATen)"}
-    assert {row.reason for row in table} == {"Triton is not installed"}
+    assert {row.reason for row in table} == {reason}
+    assert module.engine == "direct"
+    assert "engine: direct" in str(table)
 
 
-def test_results_are_the_callers_own() -> None:
+def test_a_dtype_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, table = captured_on(monkeypatch, "sm_75", DeepLearningModel(), (2, 784), torch.float16)
+    assert {row.kernel for row in table if row.kernel != "ATen"} == {"mlp (ATen)"}
+    assert {row.reason for row in table} == {"float16 on sm_75"}
+    assert module.engine == "inductor"
+
+
+def test_results_are_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA graphs write over their results; `compiled` hands out copies. Here on the CPU, in another mode."""
-    before = dict(cuda.MODES)
-    cuda.MODES["inductor"] = "default"
-    try:
-        graph = torch.fx.symbolic_trace(nn.ReLU())
-        graph.graph.output_node().args = ((graph.graph.output_node().args[0],),)
-        graph.recompile()
-        call = cuda.compiled(graph, "inductor")
-        x = torch.ones(3)
-        first, second = call(x), call(x)
-        first[0].zero_()
-        assert second[0].tolist() == [1.0, 1.0, 1.0]
-        assert call(torch.ones(5))[0].shape == (5,)
-    finally:
-        cuda.MODES.clear()
-        cuda.MODES.update(before)
+    monkeypatch.setitem(cuda.MODES, "inductor", "default")
+    module = fastgraph.optimize(nn.ReLU(), (torch.zeros(2),))
+    call = cuda.compiled(module, module.rewritten.graph_module, "inductor")
+    x = torch.ones(3)
+    first, second = call(x), call(x)
+    first[0].zero_()
+    assert second[0].tolist() == [1.0, 1.0, 1.0]
+    assert call(torch.ones(5))[0].shape == (5,)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_compiled_weights_are_never_stale(
+    dtype: torch.dtype | None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inductor's results on the CPU, with casts and folded batch-norm computed before; no call compiles anew."""
+    monkeypatch.setitem(cuda.MODES, "inductor", "default")
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5)).eval()
+    module = fastgraph.optimize(model, (torch.zeros(2, 2, 5, 5),), dtype=dtype)
+    call = cuda.compiled(module, module.rewritten.graph_module, "inductor")
+    x = random(generator, (3, 2, 5, 5))
+    for _ in range(2):
+        with torch.no_grad():
+            (actual,) = call(x)
+            torch.testing.assert_close(actual, module(x), rtol=1e-5 if dtype is None else 2e-2, atol=1e-2)
+            for p in model.parameters():
+                p.add_(0.5)
+
+
+def test_every_thread_has_memory_for_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An allocator belongs to a thread; Inductor sets none where another thread has launched the kernel before."""
+    from triton.runtime import _allocation
+
+    monkeypatch.setattr(torch, "compile", lambda graph_module, **options: graph_module)
+    module = fastgraph.optimize(nn.ReLU(), (torch.zeros(2),))
+    call = cuda.compiled(module, module.rewritten.graph_module, "inductor")
+    found: list[bool] = []
+
+    def work(index: int) -> None:
+        before = _allocation._allocator.get()
+        call(torch.zeros(3))
+        found.append(isinstance(before, _allocation.NullAllocator) and _allocation._allocator.get() is not before)
+
+    in_threads(2, work)
+    assert found == [True, True]
+
+
+def test_a_graph_that_writes_to_its_buffers_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count.add_(1)
+            return x + self.count
+
+    monkeypatch.setattr(torch, "compile", lambda graph_module, **options: graph_module)
+    module = fastgraph.optimize(Counter(), (torch.zeros(2),), verify=False)
+    call = cuda.compiled(module, module.rewritten.graph_module, "inductor")
+    with torch.no_grad():
+        assert [call(torch.zeros(1))[0].item() for _ in range(3)] == [1.0, 2.0, 3.0]
+    assert module.count.item() == 3.0
 
 
 def test_measuring_reaches_every_fused_op(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,14 +257,17 @@ def test_gradients(generator: torch.Generator) -> None:
 
 
 @pytest.mark.cuda
-def test_weights_are_never_stale(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_weights_are_never_stale(dtype: torch.dtype | None, generator: torch.Generator) -> None:
+    """Nor their casts, which a recorded graph reads."""
     model = on_gpu(DeepLearningModel)
     x = random(generator, (16, 784)).cuda()
-    fast = fastgraph.optimize(model, (x,))
-    before = check(fast, model, x)
+    fast = fastgraph.optimize(model, (x,), dtype=dtype)
+    for _ in range(WARM_UPS):
+        before = check(fast, model, x, dtype)
     with torch.no_grad():
         model.layer3.bias.add_(torch.arange(10.0, device="cuda"))
-    assert not torch.equal(check(fast, model, x), before)
+    assert not torch.equal(check(fast, model, x, dtype), before)
 
 
 @pytest.mark.cuda
@@ -226,7 +294,8 @@ def test_another_stream(engine: str, generator: torch.Generator) -> None:
     x = random(generator, (16, 784)).cuda()
     stream = torch.cuda.Stream()
     with torch.no_grad():
-        expected = fast(x)
+        for _ in range(WARM_UPS):
+            expected = fast(x)
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
             torch.cuda._sleep(100_000_000)
@@ -272,7 +341,7 @@ def test_no_synchronisation_inside_a_call(engine: str) -> None:
     x = torch.zeros(16, 784, device="cuda")
     fast = fastgraph.optimize(on_gpu(DeepLearningModel), (x,), engine=engine)
     with torch.no_grad():
-        for _ in range(3):  # compiled, recorded, replayed
+        for _ in range(WARM_UPS):
             fast(x)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -297,24 +366,21 @@ def test_memory_is_stable_over_ten_thousand_calls(engine: str) -> None:
 
 
 @pytest.mark.cuda
-def test_threads(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("engine", ["auto", "direct"])
+def test_threads(engine: str, generator: torch.Generator) -> None:
     model = on_gpu(DeepLearningModel)
     x = random(generator, (16, 784)).cuda()
-    fast = fastgraph.optimize(model, (x,), engine="direct")
+    fast = fastgraph.optimize(model, (x,), engine=engine)
     with torch.no_grad():
         expected = fast(x)
-    wrong: list[int] = []
+    right: list[int] = []
 
     def work(index: int) -> None:
         with torch.no_grad():
-            wrong.extend(index for _ in range(50) if not torch.equal(fast(x), expected))
+            right.extend(index for _ in range(50) if torch.equal(fast(x), expected))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    in_threads(4, work)
+    assert sorted(right) == [i for i in range(4) for _ in range(50)]  # a thread that fails adds nothing
 
 
 @pytest.mark.cuda

@@ -269,7 +269,7 @@ def test_reasons_for_aten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert target.unavailable(device, torch.float64) == "float64 on sm_75"
     monkeypatch.setattr(target, "architecture_of", lambda device: "compute capability 6.1 is older than 7.5")
     assert target.unavailable(device, torch.float32) == "compute capability 6.1 is older than 7.5"
-    monkeypatch.setattr(target, "_has_triton", lambda: False)
+    monkeypatch.setattr(target, "has_triton", lambda: False)
     assert target.unavailable(device, torch.float32) == "Triton is not installed"
 
 

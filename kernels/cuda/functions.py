@@ -65,7 +65,7 @@ def rounded_to(x, dtype: tl.constexpr):
 @triton.jit
 def weight_columns(w_ptr, N, K, k, columns):
     """[k, columns] of the transpose of contiguous weights [N, K]; zero outside of them."""
-    inside = (k < K)[:, None] & (columns < N)[None, :]
+    inside = (columns[None, :] < N) & (k < K)[:, None]
     return tl.load(w_ptr + columns[None, :] * K + k[:, None], mask=inside, other=0.0)
 
 
