@@ -56,7 +56,9 @@ def caption(report: CaseReport) -> str:
 
 def modelled_table(floors: Sequence[dict[str, Any]]) -> Table:
     """The floors of the roofline model."""
-    made = Table(title=f"model of {floors[0]['gpu']}, not measured: bytes and operations alone", title_justify="left")
+    title = f"model of {floors[0]['gpu']}, not measured: bytes and operations alone"
+    caption = f"peaks: {floors[0]['source']}"
+    made = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for name in MODELLED:
         made.add_column(name, justify="left" if name in ("case", "variant", "dtype") else "right")
     for f in floors:
