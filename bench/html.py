@@ -153,7 +153,7 @@ def _modelled(floors: Sequence[dict[str, Any]]) -> str:
     return (
         f"<h2>Model of {escape(floors[0]['gpu'])}: not measured</h2>"
         '<p class="soft">Floors by a roofline model from the published peaks: operations and bytes alone, no launches. '
-        "Real times are longer.</p>"
+        f"Real times are longer. Peaks: {escape(floors[0]['source'])}.</p>"
     ) + _plain_table(MODELLED, lines)
 
 

@@ -55,7 +55,7 @@ def markdown(report: Report) -> str:
 def _modelled(floors: Sequence[dict[str, Any]]) -> str:
     """The modelled floors."""
     rows = [modelled_cells(f) for f in floors]
-    return _table(MODELLED, rows)
+    return f"{_table(MODELLED, rows)}\n\nPeaks: {floors[0]['source']}."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

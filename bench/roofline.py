@@ -72,6 +72,7 @@ class Modelled:
 
     case: str
     gpu: str
+    source: str
     dtype: str
     variant: str
     kernels: int
@@ -87,7 +88,7 @@ def floors(case: str, built: Built, gpu_name: str, dtype: str) -> list[Modelled]
     for variant, kernels in variants(built, DTYPES[dtype]).items():
         seconds = sum(max(k.flops / gpu.flops[dtype], k.bytes / gpu.bytes_per_s) for k in kernels)
         flops, moved = sum(k.flops for k in kernels), sum(k.bytes for k in kernels)
-        found.append(Modelled(case, gpu.name, dtype, variant, len(kernels), flops, moved, seconds))
+        found.append(Modelled(case, gpu.name, gpu.source, dtype, variant, len(kernels), flops, moved, seconds))
     return found
 
 

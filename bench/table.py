@@ -92,7 +92,7 @@ def caption(report: CaseReport) -> str:
 def modelled_table(floors: Sequence[dict[str, Any]]) -> Table:
     """The floors of the roofline model."""
     said = f"model of {floors[0]['gpu']}, not measured: bytes and operations alone"
-    made = _table(said, MODELLED, ("case", "variant", "dtype"), "")
+    made = _table(said, MODELLED, ("case", "variant", "dtype"), f"peaks: {floors[0]['source']}")
     for f in floors:
         made.add_row(*modelled_cells(f))
     return made

@@ -1,12 +1,18 @@
 """The engine on CUDA: torch.compile over the rewritten graph, CUDA graphs around it, and measuring on request."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from fastgraph.direct import Direct
+from fastgraph.folded import Folded
+from fastgraph.rewrite.rule import is_mutation
 from kernels.cuda import choices, dispatch
+from kernels.cuda.target import unavailable
 
 MODES = {"inductor": "reduce-overhead", "max-autotune": "max-autotune"}  # engine: torch.compile's mode
 
@@ -22,18 +28,29 @@ def is_on_cuda(tensors: Iterable[Any]) -> bool:
     return any(isinstance(t, torch.Tensor) and t.device.type == "cuda" for t in tensors)
 
 
-def compiled(graph_module: fx.GraphModule, engine: str) -> Callable[..., Sequence[Any]]:
-    """The graph by Inductor in the engine's mode, with CUDA graphs for calls without gradients.
+def why_no_triton(tensors: Iterable[Any]) -> str | None:
+    """Why no Triton kernel runs on the CUDA device of these tensors; None if they do."""
+    devices = dict.fromkeys(t.device for t in tensors if is_on_cuda([t]))
+    return next((reason for d in devices if (reason := unavailable(d, torch.float32))), None)
+
+
+def compiled(module: nn.Module, graph_module: fx.GraphModule, engine: str) -> Callable[..., Sequence[Any]]:
+    """The graph by Inductor in the engine's mode, with CUDA graphs for calls without gradients. `module` has the
+    parameters.
 
     A replayed CUDA graph writes its results over those of the call before: each call returns copies, which are small
     beside what the kernels read. Inductor keeps compiled graphs across processes; the tag tells apart those that were
     compiled with other measured choices.
     """
-    function = torch.compile(graph_module, dynamic=True, mode=MODES[engine])
+    writes = any(is_mutation(node) for node in graph_module.graph.nodes)  # to what would count as constant
+    folded = None if writes else Folded(Direct(module, graph_module.graph, doors=False))
+    compile = functools.cache(partial(torch.compile, dynamic=True, mode=MODES[engine]))
     tag = f"fastgraph {choices.digest()}"
     seen: set[Any] = set()
 
     def call(*flat: Any) -> list[Any]:
+        function = compile(graph_module if folded is None else folded.fresh())
+        dispatch.provide_scratch()
         torch.compiler.cudagraph_mark_step_begin()
         shapes = tuple(t.shape if isinstance(t, torch.Tensor) else t for t in flat)
         if shapes in seen:

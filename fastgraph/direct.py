@@ -85,19 +85,19 @@ class Direct:
 
     `module` owns the parameters that the graph's get_attr nodes name. Call `run(*flat_inputs)` with gradients off;
     it returns the tuple of flat outputs. `one_tensor`: the module itself takes one tensor and returns one, so that a
-    door can stand for the whole of it.
+    door can stand for the whole of it. `doors` False leaves the fused ops as they are, for a compiler.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, *, one_tensor: bool) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph, *, one_tensor: bool = False, doors: bool = True) -> None:
         self._constants = constant_nodes(graph)
         self._graph = graph
         self._slots = {node: _slot(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
         self._watched = [slot for node, slot in self._slots.items() if node in self._constants]
         self._names: dict[fx.Node, str] = {}
         self._doors: dict[str, fx.Node] = {}
-        program = self._program()
-        self._single = one_tensor and self._is_single(program)
-        code = program.python_code("self")
+        self.program = self._program(doors)
+        self._single = one_tensor and self._is_single(self.program)
+        code = self.program.python_code("self")
         namespace = dict(code.globals)
         exec(code.src, namespace)
         self._forward = namespace["forward"]
@@ -129,7 +129,11 @@ class Direct:
         """The program on flattened inputs."""
         return self._forward(state.values, *inputs)
 
-    def _program(self) -> fx.Graph:
+    def computed(self) -> list[str]:
+        """Names in `State.values` of what is computed from parameters and buffers, rather than one of them."""
+        return [name for node, name in self._names.items() if node.op == "call_function"]
+
+    def _program(self, doors: bool) -> fx.Graph:
         """The graph without its constants, which become attributes; fused ops with constant weights become doors."""
         program = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
@@ -143,7 +147,7 @@ class Direct:
         for node in self._graph.nodes:
             if node in self._constants or node.op == "get_attr":
                 continue
-            if node.op == "call_function" and node.target in DOORS and self._has_constant_weights(node):
+            if doors and node.op == "call_function" and node.target in DOORS and self._has_constant_weights(node):
                 name = f"{node.target._schema.name.split('::')[1]}_{len(self._doors)}"
                 self._doors[name] = node
                 mapping[node] = program.create_node("call_module", name, (translate(node.args[0]),))

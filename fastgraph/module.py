@@ -97,7 +97,7 @@ class OptimizedModule(nn.Module):
 
     def _compile(self) -> Callable[..., Sequence[Any]]:
         if self._on_cuda:
-            return cuda.compiled(self.rewritten.graph_module, self.engine)
+            return cuda.compiled(self, self.rewritten.graph_module, self.engine)
         mode = "max-autotune" if self.engine == "max-autotune" else None
         return torch.compile(self.rewritten.graph_module, dynamic=True, mode=mode)
 
@@ -206,7 +206,9 @@ class OptimizedModule(nn.Module):
 
 
 def _engine(captured: Captured) -> str:
-    return "inductor" if cuda.is_on_cuda(node.meta.get("val") for node in captured.placeholders) else "direct"
+    """What "auto" is. Inductor's kernels for CUDA are Triton's: direct where there can be none."""
+    values = [node.meta.get("val") for node in captured.placeholders]
+    return "inductor" if cuda.is_on_cuda(values) and cuda.why_no_triton(values) is None else "direct"
 
 
 def _is_autocast(device_type: str) -> bool:

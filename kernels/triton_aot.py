@@ -251,7 +251,9 @@ def rows(architectures: list[str], kinds: list[str]) -> Iterator[Row]:
     for name in architectures:
         architecture = ARCHITECTURES[name]
         for kind in kinds:
-            if KINDS[kind][0] is torch.float32 and KINDS[kind][1] not in fp32_precisions(architecture):
+            dtype, precision = KINDS[kind]
+            multiplies = dtype is not torch.float32 or precision in fp32_precisions(architecture)
+            if not multiplies or not architecture.takes(dtype):
                 continue
             for case, launch in launches(kind, architecture):
                 yield measure(case, launch, kind, architecture)

@@ -21,15 +21,18 @@ class StandInDriver:
 
 @contextmanager
 def stand_in_gpu(monkeypatch: pytest.MonkeyPatch, name: str = "sm_90") -> Iterator[FakeTensorMode]:
-    """CUDA tensors are fake ones of this mode, on a GPU of this architecture: graphs can be traced, nothing runs."""
+    """CUDA tensors are fake ones of this mode, on a GPU of this architecture: graphs can be traced, nothing runs.
+
+    `name`: one of `ARCHITECTURES`, or why the kernels do not run on the GPU.
+    """
     import triton
 
     from kernels.cuda import target
     from kernels.cuda.architecture import ARCHITECTURES
 
-    architecture = ARCHITECTURES[name]
+    architecture = ARCHITECTURES.get(name, name)
     monkeypatch.setattr(target, "architecture_of", lambda device: architecture)
-    monkeypatch.setattr(target, "processors_of", lambda device: architecture.processors)
+    monkeypatch.setattr(target, "processors_of", lambda device: ARCHITECTURES[name].processors)
     before = triton.runtime.driver._active
     triton.runtime.driver.set_active(StandInDriver())
     try:

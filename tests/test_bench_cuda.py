@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench import cuda
+from bench import cases, cuda
 from bench.backends import BACKENDS, Setting
-from bench.backends.onnxruntime_plain import OnnxruntimePlain
+from bench.backends.onnxruntime_plain import OnnxruntimePlain, cuda_options
+from bench.measure import QUICK
+from bench.session import session
 
 
 class Stream:
@@ -61,6 +63,8 @@ def test_settings_say_what_they_are() -> None:
         ("openvino", Setting(device="cuda"), "OpenVINO has no CUDA device"),
         ("onnxruntime", Setting(device="cuda", launch="graph"), "cannot be captured"),
         ("onnxruntime", Setting("bf16"), "no bf16 products"),
+        ("compile-max", Setting(device="cuda", launch="graph"), "launches a CUDA graph of its own"),
+        ("fastgraph-inductor", Setting(device="cuda", launch="graph"), "launches a CUDA graph of its own"),
     ],
 )
 def test_what_a_backend_cannot_do_has_a_reason(name: str, setting: Setting, reason: str) -> None:
@@ -85,17 +89,75 @@ def test_output_of_a_bound_run_goes_with_the_batch() -> None:
     assert backend._output_shape(torch.zeros(3, 3, 720, 480)) == (3 * 5728, 1)
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+ON_CUDA = [
+    Setting(device="cuda", launch=launch, cache=cache) for launch, cache in (("plain", "cold"), ("graph", "warm"))
+]
 
 
-@needs_cuda
+class OwnStream:
+    """What is read of ``torch.cuda.Stream``."""
+
+    cuda_stream, device = 4711, torch.device("cuda", 1)
+
+
+def test_onnxruntime_is_given_a_stream_of_its_own() -> None:
+    assert cuda_options(OwnStream()) == {"device_id": "1", "user_compute_stream": "4711", "use_tf32": "0"}
+
+
+class Recorded:
+    """Stands for streams and session, and writes down what they are asked to do."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def wait_stream(self, other: "Recorded") -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def io_binding(self) -> "Recorded":
+        return self
+
+    def bind_input(self, *arguments: object) -> None:
+        self.log.append("bound")
+
+    bind_output = bind_input
+
+    def run_with_iobinding(self, binding: object) -> None:
+        self.log.append("runs")
+
+
+def test_a_bound_run_is_in_its_place_among_pytorchs_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Recorded("PyTorch", log))
+    backend = OnnxruntimePlain()
+    backend._like, backend._batch, backend._input, backend._output = torch.zeros(2, 3), 2, "x", "y"
+    backend._session, backend._stream = Recorded("session", log), Recorded("onnxruntime", log)
+    assert backend._bound(torch.zeros(4, 5)).shape == (4, 3)
+    assert log == ["bound", "bound", "onnxruntime waits for PyTorch", "runs", "PyTorch waits for onnxruntime"]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [(name, setting) for name, one in BACKENDS.items() for setting in ON_CUDA if one().refusal(setting) is None],
+    ids=str,
+)
+def test_every_backend_is_right_and_timed(name: str, setting: Setting) -> None:
+    """In a process of its own, as in the bench."""
+    with session([name], setting) as running:
+        (row,) = running.run(cases.deep([16])[0], QUICK).rows
+    assert row.status == "ok", row.reason
+    assert row.timing is not None
+    assert row.timing.median_s > 0
+
+
+@pytest.mark.cuda
 def test_a_graph_gives_what_the_call_gives() -> None:
     model, x = nn.Linear(64, 32).cuda(), torch.randn(8, 64, device="cuda")
     with torch.inference_mode():
         torch.testing.assert_close(cuda.captured(lambda: model(x))(), model(x))
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_copies_begin_and_end_in_the_hosts_memory() -> None:
     model, x = nn.Linear(64, 32).cuda(), torch.randn(8, 64)
     with torch.inference_mode():
@@ -104,7 +166,7 @@ def test_copies_begin_and_end_in_the_hosts_memory() -> None:
         torch.testing.assert_close(output, model(x.cuda()).cpu())
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_a_cold_cache_is_slower_than_a_warm_one() -> None:
     x = torch.randn(1 << 20, device="cuda")
     flush = cuda.flusher(x.device)

@@ -13,7 +13,7 @@ from bench import cli
 from bench.html import page, table_of
 from bench.picture import draw
 from bench.plots import glance, latency, log_ticks, roofline, speedup, throughput
-from bench.roofline import floors
+from bench.roofline import GPUS, floors
 from tests.bench_samples import build_small, case_report, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -83,6 +83,7 @@ def test_what_comes_from_outside_is_escaped(file: Path) -> None:
     assert "Some &lt;CPU&gt;" in text
     assert "<thing>" not in text
     assert "Model of H100 SXM: not measured" in text
+    assert f"Peaks: {GPUS['H100'].source}." in text
 
 
 def test_table_lists_every_backend() -> None:

@@ -17,7 +17,7 @@ from bench import machine as machines
 from bench import text
 from bench.markdown import markdown
 from bench.report import Report, ReportError
-from bench.roofline import floors
+from bench.roofline import GPUS, floors
 from bench.sides import side_by_side
 from bench.summary import summaries, verdict
 from bench.table import COLUMNS, caption, cells, modelled_table, note, summary_table, table
@@ -183,6 +183,7 @@ def test_markdown_has_every_row_and_escapes_bars() -> None:
     assert said.count("\n| fastgraph | ") == 3
     assert "such <thing> \\| here" in said
     assert "## Model of H100 SXM: not measured" in said
+    assert f"Peaks: {GPUS['H100'].source}." in said
     assert "stopped" not in said
     assert "**The run was stopped before its end.**" in markdown(replace(full(), complete=False))
 
@@ -202,7 +203,9 @@ def test_cpu_and_cuda_stand_side_by_side() -> None:
 def test_modelled_floors_are_marked_as_such() -> None:
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(modelled_table(full().modelled))
-    assert "model of H100 SXM, not measured" in console.export_text()
+    said = console.export_text()
+    assert "model of H100 SXM, not measured" in said
+    assert f"peaks: {GPUS['H100'].source}" in said
 
 
 @pytest.mark.parametrize(

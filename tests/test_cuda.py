@@ -1,7 +1,6 @@
-"""The engine on CUDA: what can be proven without a GPU, and what waits for one (marked `cuda`)."""
+"""The engine on CUDA: what can be proven without a GPU. tests/test_cuda_on_gpu.py has what waits for one."""
 
 import copy
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from fastgraph import cuda
 from fastgraph.models import DeepLearningModel, Net
 from kernels.cuda import choices
 from tests.gpu import stand_in_gpu
-from tests.reference import assert_close_to_reference, random
-
-BATCHES = {DeepLearningModel: (0, 1, 16, 1024, 20000), Net: (0, 1, 16)}  # those of the bench, and a whole chain's
+from tests.reference import in_threads, random
 
 
 @pytest.fixture(autouse=True)
@@ -28,18 +25,6 @@ def own_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     choices.table.cache_clear()
 
 
-def scaled(model: nn.Module) -> nn.Module:
-    """Larger weights than the default initialisation, whose outputs hardly depend on the input."""
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(3)
-    return model.eval()
-
-
-# ---- without a GPU
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
 def test_a_cuda_device_that_is_not_there_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with stand_in_gpu(monkeypatch):
@@ -49,11 +34,17 @@ def test_a_cuda_device_that_is_not_there_is_one_error(monkeypatch: pytest.Monkey
         fastgraph.optimize(DeepLearningModel().eval(), (x,))
 
 
-def captured_on(monkeypatch: pytest.MonkeyPatch, architecture: str, model: nn.Module, shape: tuple[int, ...]) -> Any:
+def captured_on(
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    model: nn.Module,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> Any:
     """The optimized module of a model on a stand-in GPU, not run."""
     from fastgraph.capture import capture
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("fastgraph.capture.check_available", lambda device, what: None)
     with stand_in_gpu(monkeypatch, architecture):
         fake = copy.deepcopy(model)
         for module in fake.modules():
@@ -61,7 +52,7 @@ def captured_on(monkeypatch: pytest.MonkeyPatch, architecture: str, model: nn.Mo
                 if p is not None:
                     module._parameters[name] = nn.Parameter(torch.empty(p.shape, device="cuda"))
         captured = capture(fake.eval(), (torch.empty(shape, device="cuda"),))
-        optimized = fastgraph.OptimizedModule(captured, dtype=None, engine="auto")
+        optimized = fastgraph.OptimizedModule(captured, dtype=dtype, engine="auto")
         return optimized, optimized.explain()
 
 
@@ -83,32 +74,95 @@ def test_explain_says_why_a_wide_model_is_not_one_launch(monkeypatch: pytest.Mon
     assert {row.reason for row in table} == {reason}
 
 
-def test_explain_says_why_aten_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+OLD = "compute capability 6.1 is older than 7.5"
+
+
+@pytest.mark.parametrize("reason", ["Triton is not installed", OLD])
+def test_without_triton_aten_runs_and_explain_says_why(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the direct engine: Inductor could not compile there."""
     from kernels.cuda import target
 
-    monkeypatch.setattr(target, "_has_triton", lambda: False)
-    _, table = captured_on(monkeypatch, "sm_90", DeepLearningModel(), (2, 784))
+    if reason != OLD:
+        monkeypatch.setattr(target, "has_triton", lambda: False)
+    gpu = OLD if reason == OLD else "sm_90"
+    module, table = captured_on(monkeypatch, gpu, DeepLearningModel(), (2, 784))
     assert {row.kernel for row in table} == {"mlp (ATen)"}
-    assert {row.reason for row in table} == {"Triton is not installed"}
+    assert {row.reason for row in table} == {reason}
+    assert module.engine == "direct"
+    assert "engine: direct" in str(table)
 
 
-def test_results_are_the_callers_own() -> None:
+def test_a_dtype_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, table = captured_on(monkeypatch, "sm_75", DeepLearningModel(), (2, 784), torch.float16)
+    assert {row.kernel for row in table if row.kernel != "ATen"} == {"mlp (ATen)"}
+    assert {row.reason for row in table} == {"float16 on sm_75"}
+    assert module.engine == "inductor"
+
+
+def test_results_are_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA graphs write over their results; `compiled` hands out copies. Here on the CPU, in another mode."""
-    before = dict(cuda.MODES)
-    cuda.MODES["inductor"] = "default"
-    try:
-        graph = torch.fx.symbolic_trace(nn.ReLU())
-        graph.graph.output_node().args = ((graph.graph.output_node().args[0],),)
-        graph.recompile()
-        call = cuda.compiled(graph, "inductor")
-        x = torch.ones(3)
-        first, second = call(x), call(x)
-        first[0].zero_()
-        assert second[0].tolist() == [1.0, 1.0, 1.0]
-        assert call(torch.ones(5))[0].shape == (5,)
-    finally:
-        cuda.MODES.clear()
-        cuda.MODES.update(before)
+    monkeypatch.setitem(cuda.MODES, "inductor", "default")
+    module = fastgraph.optimize(nn.ReLU(), (torch.zeros(2),))
+    call = cuda.compiled(module, module.rewritten.graph_module, "inductor")
+    x = torch.ones(3)
+    first, second = call(x), call(x)
+    first[0].zero_()
+    assert second[0].tolist() == [1.0, 1.0, 1.0]
+    assert call(torch.ones(5))[0].shape == (5,)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_compiled_weights_are_never_stale(
+    dtype: torch.dtype | None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inductor's results on the CPU, with casts and folded batch-norm computed before; no call compiles anew."""
+    monkeypatch.setitem(cuda.MODES, "inductor", "default")
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5)).eval()
+    module = fastgraph.optimize(model, (torch.zeros(2, 2, 5, 5),), dtype=dtype)
+    call = cuda.compiled(module, module.rewritten.graph_module, "inductor")
+    x = random(generator, (3, 2, 5, 5))
+    for _ in range(2):
+        with torch.no_grad():
+            (actual,) = call(x)
+            torch.testing.assert_close(actual, module(x), rtol=1e-5 if dtype is None else 2e-2, atol=1e-2)
+            for p in model.parameters():
+                p.add_(0.5)
+
+
+def test_every_thread_has_memory_for_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An allocator belongs to a thread; Inductor sets none where another thread has launched the kernel before."""
+    from triton.runtime import _allocation
+
+    monkeypatch.setattr(torch, "compile", lambda graph_module, **options: graph_module)
+    module = fastgraph.optimize(nn.ReLU(), (torch.zeros(2),))
+    call = cuda.compiled(module, module.rewritten.graph_module, "inductor")
+    found: list[bool] = []
+
+    def work(index: int) -> None:
+        before = _allocation._allocator.get()
+        call(torch.zeros(3))
+        found.append(isinstance(before, _allocation.NullAllocator) and _allocation._allocator.get() is not before)
+
+    in_threads(2, work)
+    assert found == [True, True]
+
+
+def test_a_graph_that_writes_to_its_buffers_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count.add_(1)
+            return x + self.count
+
+    monkeypatch.setattr(torch, "compile", lambda graph_module, **options: graph_module)
+    module = fastgraph.optimize(Counter(), (torch.zeros(2),), verify=False)
+    call = cuda.compiled(module, module.rewritten.graph_module, "inductor")
+    with torch.no_grad():
+        assert [call(torch.zeros(1))[0].item() for _ in range(3)] == [1.0, 2.0, 3.0]
+    assert module.count.item() == 3.0
 
 
 def test_measuring_reaches_every_fused_op(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,209 +184,3 @@ def test_max_autotune_on_the_cpu_is_inductors(generator: torch.Generator) -> Non
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x))
     assert choices.table() == {}
-
-
-# ---- on a GPU
-
-
-def on_gpu(model_type: type[nn.Module]) -> nn.Module:
-    torch.manual_seed(5)
-    return scaled(model_type()).cuda()
-
-
-def check(fast: nn.Module, model: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Against float64, with eager's error (in `dtype`) as the measure."""
-    with torch.no_grad():
-        exact = copy.deepcopy(model).double()(x.double())
-        low = model if dtype is None else copy.deepcopy(model).to(dtype)
-        eager = low(x if dtype is None else x.to(dtype))
-        actual = fast(x)
-        assert_close_to_reference(actual.to(eager.dtype), eager, exact)
-    return actual
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("model_type", BATCHES)
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("engine", ["auto", "direct"])
-def test_numbers_at_every_batch(
-    model_type: type[nn.Module], dtype: torch.dtype | None, engine: str, generator: torch.Generator
-) -> None:
-    model = on_gpu(model_type)
-    shape = model_type.input_shape[1:]
-    fast = fastgraph.optimize(model, (torch.zeros(2, *shape, device="cuda"),), dtype=dtype, engine=engine)
-    assert "Triton" in str(fast.explain())
-    for batch in BATCHES[model_type]:
-        check(fast, model, random(generator, (batch, *shape)).cuda(), dtype)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("precision", ["tf32x3", "tf32"])
-def test_precisions(precision: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTGRAPH_CUDA_FP32", precision)
-    for model_type in BATCHES:
-        model = on_gpu(model_type)
-        x = random(generator, (16, *model_type.input_shape[1:])).cuda()
-        fast = fastgraph.optimize(model, (x,), engine="direct", verify=False)
-        assert precision in str(fast.explain())
-        with torch.no_grad():
-            error = (fast(x) - copy.deepcopy(model).double()(x.double())).abs().max()
-        assert error < (1e-2 if precision == "tf32" else 1e-5)  # ten bits of mantissa; nearly fp32's own
-
-
-@pytest.mark.cuda
-def test_gradients(generator: torch.Generator) -> None:
-    model = on_gpu(DeepLearningModel)
-    x = random(generator, (16, 784)).cuda()
-    fast = fastgraph.optimize(copy.deepcopy(model), (x,))
-    for module in (fast, model):
-        module(x)[:, 3].sum().backward()
-    for ours, theirs in zip(fast.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.cuda
-def test_weights_are_never_stale(generator: torch.Generator) -> None:
-    model = on_gpu(DeepLearningModel)
-    x = random(generator, (16, 784)).cuda()
-    fast = fastgraph.optimize(model, (x,))
-    before = check(fast, model, x)
-    with torch.no_grad():
-        model.layer3.bias.add_(torch.arange(10.0, device="cuda"))
-    assert not torch.equal(check(fast, model, x), before)
-
-
-@pytest.mark.cuda
-def test_capture_and_replay_by_the_user(generator: torch.Generator) -> None:
-    model = on_gpu(DeepLearningModel)
-    x = random(generator, (16, 784)).cuda()
-    fast = fastgraph.optimize(model, (x,), engine="direct")
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad():
-        fast(x)
-        with torch.cuda.graph(graph):
-            y = fast(x)
-        x.copy_(random(generator, (16, 784)))
-        graph.replay()
-        assert torch.equal(y, fast(x))
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("engine", ["auto", "direct"])
-def test_another_stream(engine: str, generator: torch.Generator) -> None:
-    """The work is on the caller's stream: ordered behind what the caller put there, and not on the default stream."""
-    model = on_gpu(DeepLearningModel)
-    fast = fastgraph.optimize(model, (torch.zeros(16, 784, device="cuda"),), engine=engine)
-    x = random(generator, (16, 784)).cuda()
-    stream = torch.cuda.Stream()
-    with torch.no_grad():
-        expected = fast(x)
-        torch.cuda.synchronize()
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(100_000_000)
-            late = torch.zeros_like(x)
-            torch.cuda._sleep(100_000_000)
-            late.copy_(x)
-            y = fast(late)
-        assert not stream.query()
-        stream.synchronize()
-        assert torch.equal(y, expected)
-
-
-@pytest.mark.cuda
-def test_several_devices(generator: torch.Generator) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("one CUDA GPU on this machine")
-    x = random(generator, (16, 784))
-    for index in (1, 0):
-        model = on_gpu(DeepLearningModel).to(f"cuda:{index}")
-        fast = fastgraph.optimize(model, (x.to(f"cuda:{index}"),))
-        assert check(fast, model, x.to(f"cuda:{index}")).device.index == index
-
-
-@pytest.mark.cuda
-def test_tensors_on_different_devices() -> None:
-    fast = fastgraph.optimize(on_gpu(DeepLearningModel), (torch.zeros(2, 784, device="cuda"),), engine="direct")
-    with torch.no_grad(), pytest.raises(RuntimeError, match="needs the device of weights, cuda:0, got cpu"):
-        fast(torch.zeros(2, 784))
-
-
-@pytest.mark.cuda
-def test_autocast_is_eagers(generator: torch.Generator) -> None:
-    model = on_gpu(DeepLearningModel)
-    x = random(generator, (16, 784)).cuda()
-    fast = fastgraph.optimize(model, (x,))
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        assert torch.equal(fast(x), model(x))
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("engine", ["auto", "direct"])
-def test_no_synchronisation_inside_a_call(engine: str) -> None:
-    x = torch.zeros(16, 784, device="cuda")
-    fast = fastgraph.optimize(on_gpu(DeepLearningModel), (x,), engine=engine)
-    with torch.no_grad():
-        for _ in range(3):  # compiled, recorded, replayed
-            fast(x)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            fast(x)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("engine", ["auto", "direct"])
-def test_memory_is_stable_over_ten_thousand_calls(engine: str) -> None:
-    x = torch.zeros(16, 784, device="cuda")
-    fast = fastgraph.optimize(on_gpu(DeepLearningModel), (x,), engine=engine)
-    with torch.no_grad():
-        for _ in range(10):
-            fast(x)
-        before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-        for _ in range(10_000):
-            fast(x)
-        torch.cuda.synchronize()
-    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
-
-
-@pytest.mark.cuda
-def test_threads(generator: torch.Generator) -> None:
-    model = on_gpu(DeepLearningModel)
-    x = random(generator, (16, 784)).cuda()
-    fast = fastgraph.optimize(model, (x,), engine="direct")
-    with torch.no_grad():
-        expected = fast(x)
-    wrong: list[int] = []
-
-    def work(index: int) -> None:
-        with torch.no_grad():
-            wrong.extend(index for _ in range(50) if not torch.equal(fast(x), expected))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
-
-@pytest.mark.cuda
-def test_max_autotune_measures_and_keeps(generator: torch.Generator) -> None:
-    model = on_gpu(DeepLearningModel)
-    x = random(generator, (16, 784)).cuda()
-    fast = fastgraph.optimize(model, (x,), engine="max-autotune")
-    check(fast, model, x)
-    assert "measured: " in str(fast.explain())
-    assert choices.path().exists()
-    assert {key.split()[0] for key in choices.table()} == {"linear", "mlp"}
-
-
-@pytest.mark.cuda
-def test_nan_and_infinities_go_where_eager_sends_them(generator: torch.Generator) -> None:
-    for model_type in BATCHES:
-        model = on_gpu(model_type)
-        x = random(generator, (2, *model_type.input_shape[1:])).cuda()
-        x.view(-1)[[5, 700, 900]] = torch.tensor([float("nan"), float("inf"), float("-inf")], device="cuda")
-        fast = fastgraph.optimize(model, (torch.zeros_like(x),), engine="direct")
-        check(fast, model, x)

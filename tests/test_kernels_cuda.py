@@ -61,7 +61,8 @@ def kernels_in(calls: list[Any]) -> list[str]:
     for call in calls:
         if WRAPPER in str(call.target):
             kernel = kernel_side_table.get_kernel(call.kwargs["kernel_idx"])
-            names.append(getattr(kernel, "__name__", None) or kernel.fn.__name__)  # launch options are an Autotuner's
+            name = getattr(kernel, "__name__", None) or kernel.fn.__name__  # launch options are an Autotuner's
+            names.append(f"{name} by descriptors" if call.kwargs["kwargs"].get("DESCRIPTORS") else name)
     return names
 
 
@@ -87,7 +88,7 @@ def test_a_trace_of_mlp_has_a_kernel_a_layer(generator: torch.Generator, monkeyp
     ("rows", "dtype", "expected"),
     [
         (mlp.WHOLE_FROM, torch.bfloat16, ["mlp_kernel"]),
-        (1024, torch.bfloat16, ["linear_descriptor_kernel"] * 3),
+        (1024, torch.bfloat16, ["linear_kernel by descriptors"] * 3),
         (16, torch.float16, ["linear_kernel"] * 3),
     ],
 )
@@ -262,12 +263,13 @@ def test_architectures(capability: tuple[int, int], expected: str, monkeypatch: 
 def test_reasons_for_aten(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
     monkeypatch.setattr(target, "architecture_of", lambda device: ARCHITECTURES["sm_75"])
-    assert target.unavailable(device, torch.float16) is None
+    assert target.unavailable(device, torch.float32) is None
+    assert target.unavailable(device, torch.float16) == "float16 on sm_75"
     assert target.unavailable(device, torch.bfloat16) == "bfloat16 on sm_75"
     assert target.unavailable(device, torch.float64) == "float64 on sm_75"
     monkeypatch.setattr(target, "architecture_of", lambda device: "compute capability 6.1 is older than 7.5")
     assert target.unavailable(device, torch.float32) == "compute capability 6.1 is older than 7.5"
-    monkeypatch.setattr(target, "_has_triton", lambda: False)
+    monkeypatch.setattr(target, "has_triton", lambda: False)
     assert target.unavailable(device, torch.float32) == "Triton is not installed"
 
 

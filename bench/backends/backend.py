@@ -45,15 +45,19 @@ class Backend(ABC):
     """One way to run a model. It lives in a process of its own, in which it is the only one.
 
     ``any_batch``: what was prepared with one batch size serves every other. ``casts_model``: it is given a model and
-    an input that are already in the setting's dtype; otherwise both are float32 and it casts inside.
+    an input that are already in the setting's dtype; otherwise both are float32 and it casts inside. ``own_graph``: on
+    CUDA a call is a CUDA graph already, which cannot be captured into another one.
     """
 
     name: ClassVar[str]
     any_batch: ClassVar[bool] = True
     casts_model: ClassVar[bool] = False
+    own_graph: ClassVar[bool] = False
 
     def refusal(self, setting: Setting) -> str | None:
         """Why it cannot do this at all, or None."""
+        if self.own_graph and setting.launch == "graph":
+            return f"{self.name} launches a CUDA graph of its own, with plain launches too"
         return None
 
     @abstractmethod

@@ -10,3 +10,4 @@ class FastgraphInductor(FastgraphDirect):
 
     name = "fastgraph inductor"
     engine = "inductor"
+    own_graph = True

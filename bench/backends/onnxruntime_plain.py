@@ -45,7 +45,11 @@ class OnnxruntimePlain(Backend):
             path = Path(folder) / "model.onnx"
             self.export(model, x, path)
             provider = PROVIDERS[setting.device]
-            choice = (provider, cuda_options() if setting.device == "cuda" else {})
+            choice: tuple[str, dict[str, str]] = (provider, {})
+            if setting.device == "cuda":
+                onnxruntime.preload_dlls()  # CUDA's libraries, from where torch has them
+                self._stream = torch.cuda.Stream(x.device)
+                choice = (provider, cuda_options(self._stream))
             self._session = onnxruntime.InferenceSession(path, options, providers=[choice])
         if self._session.get_providers()[0] != provider:
             raise RuntimeError(f"{provider} cannot be had; onnxruntime offers {self._session.get_providers()}")
@@ -61,7 +65,7 @@ class OnnxruntimePlain(Backend):
         return torch.from_numpy(self._session.run(None, {self._input: x.numpy()})[0])
 
     def _bound(self, x: Tensor) -> Tensor:
-        """A run between CUDA tensors (IOBinding), in PyTorch's stream."""
+        """A run between CUDA tensors (IOBinding), in its place among the work on PyTorch's stream."""
         output = x.new_empty(self._output_shape(x))
         binding = self._session.io_binding()
         for bind, name, tensor in (
@@ -69,7 +73,10 @@ class OnnxruntimePlain(Backend):
             (binding.bind_output, self._output, output),
         ):
             bind(name, "cuda", tensor.device.index or 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
+        current = torch.cuda.current_stream(x.device)
+        self._stream.wait_stream(current)
         self._session.run_with_iobinding(binding)
+        current.wait_stream(self._stream)
         return output
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
@@ -82,6 +89,10 @@ class OnnxruntimePlain(Backend):
         return ", ".join(self._session.get_providers())
 
 
-def cuda_options() -> dict[str, str]:
-    """The CUDA provider's options: PyTorch's stream, so that events see its kernels, and no TF32."""
-    return {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream), "use_tf32": "0"}
+def cuda_options(stream: torch.cuda.Stream) -> dict[str, str]:
+    """The CUDA provider's options: a stream of PyTorch's, so that events see its kernels, and no TF32.
+
+    Never PyTorch's default stream, whose address is 0: onnxruntime takes that for none, and makes one of its own.
+    """
+    device = str(stream.device.index)
+    return {"device_id": device, "user_compute_stream": str(stream.cuda_stream), "use_tf32": "0"}

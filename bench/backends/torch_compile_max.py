@@ -14,6 +14,7 @@ class TorchCompileMax(Backend):
     name = "torch.compile max-autotune"
     any_batch = False
     casts_model = True
+    own_graph = True
 
     def prepare(self, model: nn.Module, x: Tensor, setting: Setting) -> None:
         """Wraps the model; freezing is a setting of the whole process."""

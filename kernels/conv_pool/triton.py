@@ -3,7 +3,35 @@
 import triton
 import triton.language as tl
 
-from kernels.cuda.functions import maximum_or_nan, multiply_add, rounded_to
+from kernels.cuda.functions import add_bias, maximum_or_nan, multiply_add, rounded_to, weight_columns
+
+
+@triton.jit
+def tap_places(
+    k,
+    stride_xc,
+    stride_xh,
+    stride_xw,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+):
+    """(rows down, columns right, offset in the image) of an output channel's weights `k`, one or many of them."""
+    down = k // KERNEL_W % KERNEL_H * DILATION_H
+    right = k % KERNEL_W * DILATION_W
+    offset = tl.cast(k // (KERNEL_H * KERNEL_W), tl.int64) * stride_xc
+    return down, right, offset + tl.cast(down, tl.int64) * stride_xh + tl.cast(right, tl.int64) * stride_xw
+
+
+@triton.jit
+def not_padding(inside, row, column, H, W, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr):
+    """Where `inside` holds and a pixel's row and column are the image's own. Shapes broadcast."""
+    if PADDING_H > 0:
+        inside &= (row >= 0) & (row < H)
+    if PADDING_W > 0:
+        inside &= (column >= 0) & (column < W)
+    return inside
 
 
 @triton.jit
@@ -74,28 +102,18 @@ def conv_pool_kernel(
         conv = tl.zeros((BLOCK_P, BLOCK_O), dtype=tl.float32)
         for start in range(0, TAPS, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
-            down = k // KERNEL_W % KERNEL_H * DILATION_H
-            right = k % KERNEL_W * DILATION_W
-            offset = (
-                (k // (KERNEL_H * KERNEL_W)).to(tl.int64) * stride_xc
-                + down.to(tl.int64) * stride_xh
-                + right.to(tl.int64) * stride_xw
+            down, right, offset = tap_places(
+                k, stride_xc, stride_xh, stride_xw, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W
             )
-            inside = exists[:, None] & (k < TAPS)[None, :]
-            if PADDING_H > 0:
-                inside &= (row[:, None] + down[None, :] >= 0) & (row[:, None] + down[None, :] < H)
-            if PADDING_W > 0:
-                inside &= (column[:, None] + right[None, :] >= 0) & (column[:, None] + right[None, :] < W)
+            inside = not_padding(
+                exists[:, None] & (k < TAPS)[None, :], row[:, None] + down[None, :], column[:, None] + right[None, :],
+                H, W, PADDING_H, PADDING_W,
+            )  # fmt: skip
             lhs = tl.load(x_window[:, None] + offset[None, :], mask=inside, other=0.0)
-            rhs = tl.load(
-                w_ptr + channels[None, :] * TAPS + k[:, None],
-                mask=(channels[None, :] < OUT_CHANNELS) & (k < TAPS)[:, None],
-                other=0.0,
-            )
+            rhs = weight_columns(w_ptr, OUT_CHANNELS, TAPS, k, channels)
             conv = multiply_add(lhs, rhs, conv, PRECISION)
         best = maximum_or_nan(best, tl.where(exists[:, None], conv, float("-inf")))
-    if HAS_BIAS:
-        best += tl.load(b_ptr + channels, mask=channels < OUT_CHANNELS, other=0.0).to(tl.float32)[None, :]
+    best = add_bias(best, b_ptr, channels, OUT_CHANNELS, HAS_BIAS, 1)
     y = maximum_or_nan(best, 0.0)
     target = y_ptr + (image[:, None] * OUT_CHANNELS + channels[None, :]) * area + place[:, None]
     tl.store(target, rounded_to(y, y_ptr.dtype.element_ty), mask=valid[:, None] & (channels[None, :] < OUT_CHANNELS))

@@ -3,46 +3,30 @@
 import triton
 import triton.language as tl
 
-from kernels.cuda.functions import activate, maximum_or_nan, multiply_add, rounded_to
+from kernels.conv_pool.triton import not_padding, tap_places
+from kernels.cuda.functions import (
+    add_bias,
+    finish_layer,
+    maximum_or_nan,
+    multiply_add,
+    rounded_to,
+    weight_columns,
+    weight_rows,
+)
 
 
 @triton.jit
 def conv_row_in_fp32(
-    x_columns,
-    w_ptr,
-    exists,
-    row,
-    column,
-    H,
-    W,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    TAPS: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    channels,
-    OUT_CHANNELS: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
+    x_row, w_ptr, exists, row, column, image, strides, channels, OUT_CHANNELS: tl.constexpr, TAPS: tl.constexpr,
+    KERNEL: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """One row's products [BLOCK_W, BLOCK_O] tap by tap: without matrix instructions a product of whole tiles would hold
     both operands in registers, and spill."""
+    x_columns = x_row + column.to(tl.int64) * strides[2]
     conv = tl.zeros((BLOCK_W, BLOCK_O), dtype=tl.float32)
     for tap in range(TAPS):
-        down = tap // KERNEL_W % KERNEL_H * DILATION_H
-        right = tap % KERNEL_W * DILATION_W
-        inside = exists
-        if PADDING_H > 0:
-            inside = inside & (row + down >= 0) & (row + down < H)
-        if PADDING_W > 0:
-            inside = inside & (column + right >= 0) & (column + right < W)
-        offset = tl.cast(tap // (KERNEL_H * KERNEL_W), tl.int64) * stride_xc
-        offset += tl.cast(down, tl.int64) * stride_xh + tl.cast(right, tl.int64) * stride_xw
+        down, right, offset = tap_places(tap, *strides, *KERNEL, *DILATION)
+        inside = not_padding(exists, row + down, column + right, *image, *PADDING)
         pixels = tl.load(x_columns + offset, mask=inside, other=0.0)
         weights = tl.load(w_ptr + channels * TAPS + tap, mask=channels < OUT_CHANNELS, other=0.0)
         conv = tl.fma(tl.broadcast_to(pixels[:, None], (BLOCK_W, BLOCK_O)), weights[None, :], conv)
@@ -50,96 +34,54 @@ def conv_row_in_fp32(
 
 
 @triton.jit
-def pooled_conv_row(
-    x_image,
-    conv_row,
-    w,
-    H,
-    W,
-    CONV_H,
-    CONV_W,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    channels,
-    OUT_CHANNELS: tl.constexpr,
-    TAPS: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr,
-    PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    POOL_W: tl.constexpr,
-    POOL_STRIDE_W: tl.constexpr,
-    POOL_PADDING_W: tl.constexpr,
-    IN_FP32: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_O: tl.constexpr,
+def conv_row_of_tiles(
+    x_row, w, exists, row, column, image, strides, TAPS: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr,
+    DILATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
+    """One row's products [BLOCK_W, BLOCK_O] in one product of whole tiles; w [BLOCK_K, BLOCK_O]."""
+    k = tl.arange(0, BLOCK_K)
+    down, right, offset = tap_places(k, *strides, *KERNEL, *DILATION)
+    # [BLOCK_K, BLOCK_W], so that the lanes of a warp run along the image's row.
+    inside = exists[None, :] & (k < TAPS)[:, None]
+    inside = not_padding(inside, (row + down)[:, None], column[None, :] + right[:, None], *image, *PADDING)
+    # The row's address first: the sum of the other two would be kept in registers from strip to strip.
+    x_columns = x_row + (column.to(tl.int64) * strides[2])[None, :]
+    pixels = tl.load(x_columns + offset[:, None], mask=inside, other=0.0)
+    return multiply_add(tl.trans(pixels), w, tl.zeros((BLOCK_W, BLOCK_O), dtype=tl.float32), PRECISION)
+
+
+@triton.jit
+def pooled_conv_row(
+    x_image, conv_row, w, image, strides, conv_size, channels, OUT_CHANNELS: tl.constexpr, TAPS: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, POOL_W: tl.constexpr,
+    POOL_STRIDE_W: tl.constexpr, POOL_PADDING_W: tl.constexpr, IN_FP32: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """Maxima [BLOCK_W, BLOCK_O] of one convolution row over the pool's windows; -inf where no such row exists.
 
     Window i begins at convolution column i * POOL_STRIDE_W: the columns of one remainder are one matrix product, and a
     window's later taps are the products of windows further right. `w` are the weights [BLOCK_K, BLOCK_O], or the
-    pointer to them where IN_FP32.
+    pointer to them where IN_FP32. Pairs are (rows, columns), `strides` those of channels, rows and columns.
     """
     windows = tl.arange(0, BLOCK_W)
-    k = tl.arange(0, BLOCK_K)
-    down = k // KERNEL_W % KERNEL_H * DILATION_H
-    right = k % KERNEL_W * DILATION_W
-    row = conv_row * STRIDE_H - PADDING_H
-    offset = (
-        (k // (KERNEL_H * KERNEL_W)).to(tl.int64) * stride_xc
-        + down.to(tl.int64) * stride_xh
-        + right.to(tl.int64) * stride_xw
-    )
-    x_row = x_image + row.to(tl.int64) * stride_xh
+    row = conv_row * STRIDE[0] - PADDING[0]
+    x_row = x_image + row.to(tl.int64) * strides[1]
     best = tl.full((BLOCK_W, BLOCK_O), float("-inf"), dtype=tl.float32)
     for phase in tl.static_range(POOL_STRIDE_W if POOL_STRIDE_W < POOL_W else POOL_W):
         conv_column = windows * POOL_STRIDE_W + phase - POOL_PADDING_W
-        exists = (conv_row >= 0) & (conv_row < CONV_H) & (conv_column >= 0) & (conv_column < CONV_W)
-        column = conv_column * STRIDE_W - PADDING_W
+        exists = (conv_row >= 0) & (conv_row < conv_size[0]) & (conv_column >= 0) & (conv_column < conv_size[1])
+        column = conv_column * STRIDE[1] - PADDING[1]
         if IN_FP32:
             conv = conv_row_in_fp32(
-                x_row + column.to(tl.int64) * stride_xw,
-                w,
-                exists,
-                row,
-                column,
-                H,
-                W,
-                stride_xc,
-                stride_xh,
-                stride_xw,
-                TAPS,
-                KERNEL_H,
-                KERNEL_W,
-                PADDING_H,
-                PADDING_W,
-                DILATION_H,
-                DILATION_W,
-                channels,
-                OUT_CHANNELS,
-                BLOCK_W,
-                BLOCK_O,
-            )
+                x_row, w, exists, row, column, image, strides, channels, OUT_CHANNELS, TAPS, KERNEL, PADDING, DILATION,
+                BLOCK_W, BLOCK_O,
+            )  # fmt: skip
         else:
-            # [BLOCK_K, BLOCK_W], so that the lanes of a warp run along the image's row.
-            inside = exists[None, :] & (k < TAPS)[:, None]
-            if PADDING_H > 0:
-                inside &= ((row + down >= 0) & (row + down < H))[:, None]
-            if PADDING_W > 0:
-                inside &= (column[None, :] + right[:, None] >= 0) & (column[None, :] + right[:, None] < W)
-            pixels = tl.load(
-                x_row + (column.to(tl.int64) * stride_xw)[None, :] + offset[:, None],
-                mask=inside,
-                other=0.0,
-            )
-            conv = multiply_add(tl.trans(pixels), w, tl.zeros((BLOCK_W, BLOCK_O), dtype=tl.float32), PRECISION)
+            conv = conv_row_of_tiles(
+                x_row, w, exists, row, column, image, strides, TAPS, KERNEL, PADDING, DILATION, PRECISION, BLOCK_W,
+                BLOCK_O, BLOCK_K,
+            )  # fmt: skip
         conv = tl.where(exists[:, None], conv, float("-inf"))
         for tap in tl.static_range(phase, POOL_W, POOL_STRIDE_W):
             if tap < POOL_STRIDE_W:
@@ -169,13 +111,9 @@ def layer_of_columns(
 
     x is zero beyond IN, and so is the result [BLOCK_F, BLOCK_O], in fp32, beyond OUT.
     """
-    k = tl.arange(0, IN_PADDED)
-    valid = features < OUT
-    w = tl.load(w_ptr + features[:, None] * IN + k[None, :], mask=valid[:, None] & (k < IN)[None, :], other=0.0)
+    w = weight_rows(w_ptr, OUT, IN, features, tl.arange(0, IN_PADDED))
     y = multiply_add(w, x, tl.zeros((BLOCK_F, x.shape[1]), dtype=tl.float32), PRECISION)
-    if HAS_BIAS:
-        y += tl.load(b_ptr + features, mask=valid, other=0.0).to(tl.float32)[:, None]
-    return tl.where(valid[:, None], activate(y, valid[:, None], ACTIVATION, 0), 0.0)
+    return finish_layer(y, b_ptr, features, OUT, ACTIVATION, HAS_BIAS, 0)
 
 
 @triton.jit
@@ -254,141 +192,59 @@ def conv_pool_mlp_kernel(
     first = program // tiles_o % strips * STRIP
     image = (program // tiles_o // strips).to(tl.int64)
     x_image = x_ptr + image * stride_xn
-    k = tl.arange(0, BLOCK_K)
-    channel_valid = channels < OUT_CHANNELS
     IN_FP32: tl.constexpr = dtype == tl.float32 and PRECISION == "ieee"
-    if IN_FP32:
-        w = w_ptr  # read tap by tap
-    else:
-        w = tl.load(
-            w_ptr + channels[None, :] * TAPS + k[:, None], mask=channel_valid[None, :] & (k < TAPS)[:, None], other=0.0
-        )
+    # In fp32 they are read tap by tap.
+    w = w_ptr if IN_FP32 else weight_columns(w_ptr, OUT_CHANNELS, TAPS, tl.arange(0, BLOCK_K), channels)
     columns = tl.arange(0, BLOCK_W)
     none = tl.full((BLOCK_W, BLOCK_O), float("-inf"), dtype=tl.float32)
     shared = none
     for i in tl.static_range(SHARED):
         row = pooled_conv_row(
-            x_image,
-            first * POOL_STRIDE_H + i - POOL_PADDING_H,
-            w,
-            H,
-            W,
-            CONV_H,
-            CONV_W,
-            stride_xc,
-            stride_xh,
-            stride_xw,
-            channels,
-            OUT_CHANNELS,
-            TAPS,
-            KERNEL_H,
-            KERNEL_W,
-            STRIDE_H,
-            STRIDE_W,
-            PADDING_H,
-            PADDING_W,
-            DILATION_H,
-            DILATION_W,
-            POOL_W,
-            POOL_STRIDE_W,
-            POOL_PADDING_W,
-            IN_FP32,
-            PRECISION,
-            BLOCK_W,
-            BLOCK_O,
-            BLOCK_K,
-        )
+            x_image, first * POOL_STRIDE_H + i - POOL_PADDING_H, w, (H, W), (stride_xc, stride_xh, stride_xw),
+            (CONV_H, CONV_W), channels, OUT_CHANNELS, TAPS, (KERNEL_H, KERNEL_W), (STRIDE_H, STRIDE_W),
+            (PADDING_H, PADDING_W), (DILATION_H, DILATION_W), POOL_W, POOL_STRIDE_W, POOL_PADDING_W, IN_FP32,
+            PRECISION, BLOCK_W, BLOCK_O, BLOCK_K,
+        )  # fmt: skip
         shared = maximum_or_nan(shared, row)
     for pooled_row in range(first, min(first + STRIP, POOLED_H)):
         window = shared
         shared = none
         for i in tl.static_range(SHARED, POOL_H):
             row = pooled_conv_row(
-                x_image,
-                pooled_row * POOL_STRIDE_H + i - POOL_PADDING_H,
-                w,
-                H,
-                W,
-                CONV_H,
-                CONV_W,
-                stride_xc,
-                stride_xh,
-                stride_xw,
-                channels,
-                OUT_CHANNELS,
-                TAPS,
-                KERNEL_H,
-                KERNEL_W,
-                STRIDE_H,
-                STRIDE_W,
-                PADDING_H,
-                PADDING_W,
-                DILATION_H,
-                DILATION_W,
-                POOL_W,
-                POOL_STRIDE_W,
-                POOL_PADDING_W,
-                IN_FP32,
-                PRECISION,
-                BLOCK_W,
-                BLOCK_O,
-                BLOCK_K,
-            )
+                x_image, pooled_row * POOL_STRIDE_H + i - POOL_PADDING_H, w, (H, W), (stride_xc, stride_xh, stride_xw),
+                (CONV_H, CONV_W), channels, OUT_CHANNELS, TAPS, (KERNEL_H, KERNEL_W), (STRIDE_H, STRIDE_W),
+                (PADDING_H, PADDING_W), (DILATION_H, DILATION_W), POOL_W, POOL_STRIDE_W, POOL_PADDING_W, IN_FP32,
+                PRECISION, BLOCK_W, BLOCK_O, BLOCK_K,
+            )  # fmt: skip
             window = maximum_or_nan(window, row)
             if i >= POOL_STRIDE_H:
                 shared = maximum_or_nan(shared, row)
-        if HAS_BIAS:
-            window += tl.load(b_ptr + channels, mask=channel_valid, other=0.0).to(tl.float32)[None, :]
+        window = add_bias(window, b_ptr, channels, OUT_CHANNELS, HAS_BIAS, 1)
         pooled = tl.where((columns < IN)[:, None], maximum_or_nan(window, 0.0), 0.0)
         pooled = rounded_to(pooled, dtype)
         if LAYERS == 1:
+            features1 = tl.arange(0, BLOCK_F)
             y = layer_of_columns(
-                pooled,
-                w1_ptr,
-                b1_ptr,
-                tl.arange(0, BLOCK_F),
-                IN,
-                BLOCK_W,
-                OUT1,
-                BLOCK_F,
-                ACTIVATION1,
-                HAS_BIAS1,
-                PRECISION,
+                pooled, w1_ptr, b1_ptr, features1, IN, BLOCK_W, OUT1, BLOCK_F, ACTIVATION1, HAS_BIAS1, PRECISION
             )
         else:
             features2 = tl.arange(0, PADDED2)
-            valid2 = features2 < OUT2
             y = tl.zeros((PADDED2, BLOCK_O), dtype=tl.float32)
             for start in range(0, OUT1, BLOCK_F):
                 features1 = start + tl.arange(0, BLOCK_F)
                 hidden = layer_of_columns(
                     pooled, w1_ptr, b1_ptr, features1, IN, BLOCK_W, OUT1, BLOCK_F, ACTIVATION1, HAS_BIAS1, PRECISION
                 )
-                w2 = tl.load(
-                    w2_ptr + features2[:, None] * OUT1 + features1[None, :],
-                    mask=valid2[:, None] & (features1 < OUT1)[None, :],
-                    other=0.0,
-                )
+                w2 = weight_rows(w2_ptr, OUT2, OUT1, features2, features1)
                 y = multiply_add(w2, rounded_to(hidden, dtype), y, PRECISION)
-            if HAS_BIAS2:
-                y += tl.load(b2_ptr + features2, mask=valid2, other=0.0).to(tl.float32)[:, None]
-            y = tl.where(valid2[:, None], activate(y, valid2[:, None], ACTIVATION2, 0), 0.0)
+            y = finish_layer(y, b2_ptr, features2, OUT2, ACTIVATION2, HAS_BIAS2, 0)
         if LAYERS == 3:
+            y, features3 = rounded_to(y, dtype), tl.arange(0, PADDED3)
             y = layer_of_columns(
-                rounded_to(y, dtype),
-                w3_ptr,
-                b3_ptr,
-                tl.arange(0, PADDED3),
-                OUT2,
-                PADDED2,
-                OUT3,
-                PADDED3,
-                ACTIVATION3,
-                HAS_BIAS3,
-                PRECISION,
+                y, w3_ptr, b3_ptr, features3, OUT2, PADDED2, OUT3, PADDED3, ACTIVATION3, HAS_BIAS3, PRECISION
             )
         out: tl.constexpr = OUT1 if LAYERS == 1 else OUT2 if LAYERS == 2 else OUT3
         padded: tl.constexpr = BLOCK_F if LAYERS == 1 else PADDED2 if LAYERS == 2 else PADDED3
         features = tl.arange(0, padded)
         target = y_ptr + ((image * OUT_CHANNELS + channels[None, :]) * POOLED_H + pooled_row) * out + features[:, None]
-        tl.store(target, rounded_to(y, dtype), mask=(features < out)[:, None] & channel_valid[None, :])
+        tl.store(target, rounded_to(y, dtype), mask=(features < out)[:, None] & (channels < OUT_CHANNELS)[None, :])

@@ -36,10 +36,13 @@ class Architecture:
         return self.number >= 90 and self.number < 120
 
     def takes(self, dtype: torch.dtype) -> bool:
-        """Whether the kernels compute in this dtype here. bf16 needs matrix instructions that have it."""
-        if dtype is torch.bfloat16:
-            return self.is_amd or self.number >= 80
-        return dtype in (torch.float32, torch.float16)
+        """Whether the kernels compute in this dtype here: 16 bits where Triton has matrix instructions for them.
+
+        For sm_75 it has none: fp16 products would run on the ordinary cores, and default tiles spill by kilobytes.
+        """
+        return dtype is torch.float32 or (
+            dtype in (torch.float16, torch.bfloat16) and (self.is_amd or self.number >= 80)
+        )
 
 
 KIB = 1024
@@ -58,7 +61,16 @@ ARCHITECTURES = {
         Architecture("gfx942", 0, 32, 32, 64 * KIB, 64 * KIB, ("v_mfma",), 304, 131072),
     )
 }
-COMPILED = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")  # by `python -m kernels.triton_aot`
+COMPILED = (
+    "sm_75",
+    "sm_80",
+    "sm_86",
+    "sm_89",
+    "sm_90",
+    "sm_100",
+    "sm_120",
+    "gfx942",
+)  # by `python -m kernels.triton_aot`
 OLDEST = 75
 
 

@@ -14,12 +14,12 @@ import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from kernels.cuda.measure import measure
-from kernels.cuda.target import target_of, unavailable
+from kernels.cuda.target import has_triton, target_of, unavailable
 
 
 def kernel_itself(kernel: Any) -> Any:
     """Launches at once."""
-    _provide_scratch()
+    provide_scratch()
     return kernel
 
 
@@ -28,8 +28,13 @@ def kernel_in_trace(kernel: Any) -> Any:
     return torch.library.wrap_triton(kernel)
 
 
-def _provide_scratch() -> None:
-    """Tensor descriptors are written to memory that Triton asks an allocator for; one that the user has set stays."""
+def provide_scratch() -> None:
+    """Tensor descriptors are written to memory that Triton asks an allocator for; one that the user has set stays.
+
+    An allocator belongs to a Python thread. Inductor sets one where it first launches a kernel, and no other.
+    """
+    if not has_triton():
+        return
     from triton.runtime import _allocation
 
     if isinstance(_allocation._allocator.get(), _allocation.NullAllocator):

@@ -1,4 +1,4 @@
-"""Device functions that the Triton kernels share: products, rounding, activations.
+"""Device functions that the Triton kernels share: weights, products, rounding, bias and activations.
 
 Names are unique among all files of kernels: Inductor copies what a kernel calls into one file.
 
@@ -63,6 +63,20 @@ def rounded_to(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def weight_columns(w_ptr, N, K, k, columns):
+    """[k, columns] of the transpose of contiguous weights [N, K]; zero outside of them."""
+    inside = (columns[None, :] < N) & (k < K)[:, None]
+    return tl.load(w_ptr + columns[None, :] * K + k[:, None], mask=inside, other=0.0)
+
+
+@triton.jit
+def weight_rows(w_ptr, N, K, rows, k):
+    """[rows, k] of contiguous weights [N, K]; zero outside of them."""
+    inside = (rows < N)[:, None] & (k < K)[None, :]
+    return tl.load(w_ptr + rows[:, None] * K + k[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
 def maximum_or_nan(a, b):
     """Elementwise maximum; NaN where either is NaN, as in torch."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
@@ -114,3 +128,23 @@ def activate(x, valid, CODE: tl.constexpr, AXIS: tl.constexpr):
         else:
             x -= tl.log(total)
     return x
+
+
+@triton.jit
+def add_bias(x, b_ptr, features, N, HAS_BIAS: tl.constexpr, AXIS: tl.constexpr):
+    """fp32 values plus the bias [N] of their `features`, which run along AXIS."""
+    if HAS_BIAS:
+        b = tl.load(b_ptr + features, mask=features < N, other=0.0).to(tl.float32)
+        x += tl.expand_dims(b, 1 - AXIS)
+    return x
+
+
+@triton.jit
+def finish_layer(x, b_ptr, features, N, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, AXIS: tl.constexpr):
+    """Bias and activations of a layer's products, whose `features` run along AXIS.
+
+    Zero beyond N: times the next layer's zeros an infinity there would become NaN.
+    """
+    valid = tl.expand_dims(features < N, 1 - AXIS)
+    x = add_bias(x, b_ptr, features, N, HAS_BIAS, AXIS)
+    return tl.where(valid, activate(x, valid, ACTIVATION, AXIS), 0.0)

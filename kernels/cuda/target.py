@@ -50,13 +50,14 @@ def fp32_precisions(architecture: Architecture) -> tuple[str, ...]:
 
 
 @functools.cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why no Triton kernel runs on tensors of this device and dtype; None if they do."""
-    if not _has_triton():
+    if not has_triton():
         return "Triton is not installed"
     architecture = architecture_of(device)
     if isinstance(architecture, str):

@@ -81,6 +81,8 @@ def linear_candidates(
 def mlp(dtype: torch.dtype, target: Target) -> Tile:
     """The default for a whole chain."""
     if dtype.itemsize == 4:  # without matrix instructions 32 rows spill on sm_80, sm_90 and sm_120
+        if target.architecture.number == 75:  # slices of 64 pass its 64 KiB of shared memory; a depth of 32 spills
+            return Tile(16, 32, 16, 8, 2)
         return Tile(16 if target.precision == "ieee" else 32, 64, 32, 8, 2)
     return Tile(64, 64, 64, 8, 2)
 

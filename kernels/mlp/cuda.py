@@ -116,17 +116,15 @@ def linear(
         tile = choice.tile if choice else None
     tile = tile or tiles.linear(rows, features, x.dtype, target, softmax)
     y = x.new_empty(rows, features)
-    arguments: dict[str, Any] = dict(
+    descriptors = target.architecture.has_descriptors and rows > 512 and describable(x) and describable(weight)
+    grid = (cdiv(rows, tile.m) * cdiv(features, tile.n),)
+    target.launch(kernels.linear_kernel)[grid](
         x_ptr=x, w_ptr=weight, b_ptr=weight if bias is None else bias.contiguous(), y_ptr=y,
-        M=rows, N=features, K=depth, stride_xm=x.stride(0), stride_wn=weight.stride(0), stride_ym=features,
-        ACTIVATION=activation_code(names, ACTIVATIONS), HAS_BIAS=bias is not None, PRECISION=target.precision,
+        M=rows, N=features, K=depth, stride_xm=x.stride(0), stride_xk=x.stride(1), stride_wn=weight.stride(0),
+        stride_wk=weight.stride(1), stride_ym=features, ACTIVATION=activation_code(names, ACTIVATIONS),
+        HAS_BIAS=bias is not None, PRECISION=target.precision, DESCRIPTORS=descriptors,
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, GROUP_M=8, **tile.options,
     )  # fmt: skip
-    grid = (cdiv(rows, tile.m) * cdiv(features, tile.n),)
-    if target.architecture.has_descriptors and rows > 512 and describable(x) and describable(weight):
-        target.launch(kernels.linear_descriptor_kernel)[grid](**arguments)
-    else:
-        target.launch(kernels.linear_kernel)[grid](stride_xk=x.stride(1), stride_wk=weight.stride(1), **arguments)
     return y
 
 

@@ -7,7 +7,7 @@ next layer, as eager does. Weights are in nn.Linear's layout [out_features, in_f
 import triton
 import triton.language as tl
 
-from kernels.cuda.functions import activate, multiply_add, rounded_to
+from kernels.cuda.functions import finish_layer, multiply_add, rounded_to, weight_columns
 
 
 @triton.jit
@@ -22,16 +22,65 @@ def tile_of_program(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 
 
 @triton.jit
-def finish_linear(
-    accumulator, b_ptr, y_ptr, rows, columns, M, N, stride_ym, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr
+def product_by_pointers(
+    x_ptr,
+    w_ptr,
+    rows,
+    columns,
+    M,
+    N,
+    K,
+    stride_xm,
+    stride_xk,
+    stride_wn,
+    stride_wk,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """Bias, activations and the store of one tile; y [M, N] with contiguous rows."""
-    valid = columns < N
-    if HAS_BIAS:
-        accumulator += tl.load(b_ptr + columns, mask=valid, other=0.0).to(tl.float32)[None, :]
-    y = activate(accumulator, valid[None, :], ACTIVATION, 1)
-    target = y_ptr + rows.to(tl.int64)[:, None] * stride_ym + columns[None, :]
-    tl.store(target, rounded_to(y, y_ptr.dtype.element_ty), mask=(rows[:, None] < M) & valid[None, :])
+    """[rows, columns] of x w^T, any strides."""
+    k = tl.arange(0, BLOCK_K)
+    x = x_ptr + rows.to(tl.int64)[:, None] * stride_xm + k.to(tl.int64)[None, :] * stride_xk
+    w = w_ptr + columns.to(tl.int64)[None, :] * stride_wn + k.to(tl.int64)[:, None] * stride_wk  # [BLOCK_K, BLOCK_N]
+    step_x = tl.cast(stride_xk, tl.int64) * BLOCK_K
+    step_w = tl.cast(stride_wk, tl.int64) * BLOCK_K
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(0, K, BLOCK_K):
+        inside = start + k < K
+        lhs = tl.load(x, mask=(rows[:, None] < M) & inside[None, :], other=0.0)
+        rhs = tl.load(w, mask=(columns[None, :] < N) & inside[:, None], other=0.0)
+        accumulator = multiply_add(lhs, rhs, accumulator, PRECISION)
+        x += step_x
+        w += step_w
+    return accumulator
+
+
+@triton.jit
+def product_by_descriptors(
+    x_ptr,
+    w_ptr,
+    first_row,
+    first_column,
+    M,
+    N,
+    K,
+    stride_xm,
+    stride_wn,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of x w^T with operands fetched by tensor descriptors: the TMA unit computes addresses and bounds."""
+    x = tl.make_tensor_descriptor(x_ptr, shape=[M, K], strides=[stride_xm, 1], block_shape=[BLOCK_M, BLOCK_K])
+    w = tl.make_tensor_descriptor(w_ptr, shape=[N, K], strides=[stride_wn, 1], block_shape=[BLOCK_N, BLOCK_K])
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(0, K, BLOCK_K):
+        lhs = x.load([first_row, start])
+        rhs = w.load([first_column, start])
+        accumulator = multiply_add(lhs, tl.trans(rhs), accumulator, PRECISION)
+    return accumulator
 
 
 @triton.jit
@@ -51,6 +100,7 @@ def linear_kernel(
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -58,62 +108,25 @@ def linear_kernel(
 ):
     """y [M, N] = activation(x [M, K] w [N, K]^T + b [N]), any strides of x and w. One tile of y a program.
 
-    softmax needs BLOCK_N >= N.
+    softmax needs BLOCK_N >= N. With DESCRIPTORS x and w start at multiples of 16 bytes; their rows are contiguous, and
+    multiples of 16 bytes apart.
     """
     tile_m, tile_n = tile_of_program(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    x = x_ptr + rows.to(tl.int64)[:, None] * stride_xm + k.to(tl.int64)[None, :] * stride_xk
-    w = w_ptr + columns.to(tl.int64)[None, :] * stride_wn + k.to(tl.int64)[:, None] * stride_wk  # [BLOCK_K, BLOCK_N]
-    step_x = tl.cast(stride_xk, tl.int64) * BLOCK_K
-    step_w = tl.cast(stride_wk, tl.int64) * BLOCK_K
-    accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(0, K, BLOCK_K):
-        inside = start + k < K
-        lhs = tl.load(x, mask=(rows[:, None] < M) & inside[None, :], other=0.0)
-        rhs = tl.load(w, mask=(columns[None, :] < N) & inside[:, None], other=0.0)
-        accumulator = multiply_add(lhs, rhs, accumulator, PRECISION)
-        x += step_x
-        w += step_w
-    finish_linear(accumulator, b_ptr, y_ptr, rows, columns, M, N, stride_ym, ACTIVATION, HAS_BIAS)
-
-
-@triton.jit
-def linear_descriptor_kernel(
-    x_ptr,
-    w_ptr,
-    b_ptr,
-    y_ptr,
-    M,
-    N,
-    K,
-    stride_xm,
-    stride_wn,
-    stride_ym,
-    ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
-    """`linear_kernel` with operands fetched by tensor descriptors: the TMA unit computes addresses and bounds.
-
-    x and w start at multiples of 16 bytes; their rows are contiguous, and multiples of 16 bytes apart.
-    """
-    tile_m, tile_n = tile_of_program(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    x = tl.make_tensor_descriptor(x_ptr, shape=[M, K], strides=[stride_xm, 1], block_shape=[BLOCK_M, BLOCK_K])
-    w = tl.make_tensor_descriptor(w_ptr, shape=[N, K], strides=[stride_wn, 1], block_shape=[BLOCK_N, BLOCK_K])
-    accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(0, K, BLOCK_K):
-        lhs = x.load([tile_m * BLOCK_M, start])
-        rhs = w.load([tile_n * BLOCK_N, start])
-        accumulator = multiply_add(lhs, tl.trans(rhs), accumulator, PRECISION)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    finish_linear(accumulator, b_ptr, y_ptr, rows, columns, M, N, stride_ym, ACTIVATION, HAS_BIAS)
+    if DESCRIPTORS:
+        y = product_by_descriptors(
+            x_ptr, w_ptr, tile_m * BLOCK_M, tile_n * BLOCK_N, M, N, K, stride_xm, stride_wn,
+            PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    else:
+        y = product_by_pointers(
+            x_ptr, w_ptr, rows, columns, M, N, K, stride_xm, stride_xk, stride_wn, stride_wk,
+            PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    y = rounded_to(finish_layer(y, b_ptr, columns, N, ACTIVATION, HAS_BIAS, 1), y_ptr.dtype.element_ty)
+    target = y_ptr + rows.to(tl.int64)[:, None] * stride_ym + columns[None, :]
+    tl.store(target, y, mask=(rows[:, None] < M) & (columns[None, :] < N))
 
 
 @triton.jit
@@ -129,22 +142,11 @@ def resident_layer(
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One layer on rows that are in registers already: x [rows, IN_PADDED], zero beyond IN; returns fp32.
-
-    Columns of the result beyond OUT are zero: times the next layer's zeros an infinity there would become NaN.
-    """
-    features = tl.arange(0, IN_PADDED)
+    """One layer on rows that are in registers already: x [rows, IN_PADDED], zero beyond IN; returns fp32."""
     columns = tl.arange(0, OUT_PADDED)
-    valid = columns < OUT
-    w = tl.load(
-        w_ptr + columns[None, :] * IN + features[:, None],
-        mask=(features[:, None] < IN) & valid[None, :],
-        other=0.0,
-    )
+    w = weight_columns(w_ptr, OUT, IN, tl.arange(0, IN_PADDED), columns)
     y = multiply_add(x, w, tl.zeros((x.shape[0], OUT_PADDED), dtype=tl.float32), PRECISION)
-    if HAS_BIAS:
-        y += tl.load(b_ptr + columns, mask=valid, other=0.0).to(tl.float32)[None, :]
-    return tl.where(valid[None, :], activate(y, valid[None, :], ACTIVATION, 1), 0.0)
+    return finish_layer(y, b_ptr, columns, OUT, ACTIVATION, HAS_BIAS, 1)
 
 
 @triton.jit
@@ -192,41 +194,22 @@ def mlp_kernel(
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_valid = rows < M
-    k = tl.arange(0, BLOCK_K)
-    slice_columns = tl.arange(0, BLOCK_N)
     columns2 = tl.arange(0, PADDED2)
-    valid2 = columns2 < OUT2
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * stride_xm
     y = tl.zeros((BLOCK_M, PADDED2), dtype=tl.float32)
     for first in range(0, OUT1, BLOCK_N):
-        columns1 = first + slice_columns
-        valid1 = columns1 < OUT1
+        columns1 = first + tl.arange(0, BLOCK_N)
         hidden = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for start in range(0, IN, BLOCK_K):
-            inside = start + k < IN
+            k = start + tl.arange(0, BLOCK_K)
             lhs = tl.load(
-                x_rows + (start + k).to(tl.int64)[None, :] * stride_xk,
-                mask=row_valid[:, None] & inside[None, :],
-                other=0.0,
+                x_rows + k.to(tl.int64)[None, :] * stride_xk, mask=row_valid[:, None] & (k < IN)[None, :], other=0.0
             )
-            rhs = tl.load(
-                w1_ptr + columns1[None, :] * IN + (start + k)[:, None],
-                mask=valid1[None, :] & inside[:, None],
-                other=0.0,
-            )
-            hidden = multiply_add(lhs, rhs, hidden, PRECISION)
-        if HAS_BIAS1:
-            hidden += tl.load(b1_ptr + columns1, mask=valid1, other=0.0).to(tl.float32)[None, :]
-        hidden = tl.where(valid1[None, :], activate(hidden, valid1[None, :], ACTIVATION1, 1), 0.0)
-        w2 = tl.load(
-            w2_ptr + columns2[None, :] * OUT1 + columns1[:, None],
-            mask=valid2[None, :] & valid1[:, None],
-            other=0.0,
-        )
+            hidden = multiply_add(lhs, weight_columns(w1_ptr, OUT1, IN, k, columns1), hidden, PRECISION)
+        hidden = finish_layer(hidden, b1_ptr, columns1, OUT1, ACTIVATION1, HAS_BIAS1, 1)
+        w2 = weight_columns(w2_ptr, OUT2, OUT1, columns1, columns2)
         y = multiply_add(rounded_to(hidden, dtype), w2, y, PRECISION)
-    if HAS_BIAS2:
-        y += tl.load(b2_ptr + columns2, mask=valid2, other=0.0).to(tl.float32)[None, :]
-    y = tl.where(valid2[None, :], activate(y, valid2[None, :], ACTIVATION2, 1), 0.0)
+    y = finish_layer(y, b2_ptr, columns2, OUT2, ACTIVATION2, HAS_BIAS2, 1)
     out: tl.constexpr = OUT2 if LAYERS == 2 else OUT3 if LAYERS == 3 else OUT4
     padded: tl.constexpr = PADDED2 if LAYERS == 2 else PADDED3 if LAYERS == 3 else PADDED4
     if LAYERS > 2:

@@ -32,6 +32,22 @@ def at_once(kernel: Any) -> Any:
     return kernel
 
 
+class Launcher:
+    """Launches in the interpreter, and keeps what with."""
+
+    def __init__(self) -> None:
+        self.launched: list[dict[str, Any]] = []
+
+    def __call__(self, kernel: Any) -> Any:
+        launcher = self
+
+        class Launch:
+            def __getitem__(self, grid: Any) -> Callable[..., Any]:
+                return lambda **options: (launcher.launched.append(options), kernel[grid](**options))
+
+        return Launch()
+
+
 def target(
     kind: str = "ieee", architecture: str = "sm_80", processors: int = 108, launch: Callable[[Any], Any] = at_once
 ) -> Target:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
 
 import torch
 
@@ -10,7 +9,7 @@ from kernels.conv_pool_mlp import cuda as conv_pool_mlp
 from kernels.cuda import choices
 from kernels.cuda.measure import Trials, measure
 from tests.reference import layers
-from tests.triton_interpreter.checks import GEOMETRIES, conv_arguments, generator, target
+from tests.triton_interpreter.checks import GEOMETRIES, Launcher, conv_arguments, generator, target
 
 FEW = 2  # ways of each group: the interpreter is slow
 
@@ -39,21 +38,13 @@ def test_the_measured_tile_is_launched() -> None:
     weights, biases = layers(source, [6, 3])
     arguments = (*convolution, weights, biases, ["relu"])
     exact = conv_pool_mlp.run(*arguments, target=target())
-    launched: list[dict[str, Any]] = []
-
-    class Launcher:
-        def __init__(self, kernel: Any) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda **options: (launched.append(options), self.kernel[grid](**options))
-
+    launcher = Launcher()
     trials = list(conv_pool_mlp.trials(*arguments, target=target()))[-1]
     ways = list(trials.ways)
     times = {id(way.call): float(len(ways) - i) for i, way in enumerate(ways)}
     best = measure(Trials(trials.key, trials.rows, ways), lambda call: times[id(call)])
     assert best.tile == ways[-1].tile
     assert choices.chosen(trials.key, 1) == best
-    y = conv_pool_mlp.run(*arguments, target=target(launch=Launcher))
+    y = conv_pool_mlp.run(*arguments, target=target(launch=launcher))
     torch.testing.assert_close(y, exact, rtol=1e-5, atol=1e-5)
-    assert [options["num_warps"] for options in launched] == [best.tile.warps]
+    assert [options["num_warps"] for options in launcher.launched] == [best.tile.warps]

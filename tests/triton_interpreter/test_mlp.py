@@ -1,7 +1,5 @@
 """The mlp kernels: every precision, tile edge, activation and special value."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from kernels.cuda.tiles import Tile
 from kernels.mlp import cuda as mlp
 from kernels.mlp.op import ACTIVATIONS
 from tests.reference import layers, random
-from tests.triton_interpreter.checks import KINDS, check_mlp, generator, target
+from tests.triton_interpreter.checks import KINDS, Launcher, check_mlp, generator, target
 
 SPECIAL = [float("nan"), float("inf"), float("-inf")]
 
@@ -74,23 +72,18 @@ def test_without_bias(plan: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "kind", "kernel"),
+    ("depth", "kind", "descriptors"),
     [
-        (40, "tf32", "linear_descriptor_kernel"),
-        (40, "bf16", "linear_descriptor_kernel"),
-        (37, "bf16", "linear_kernel"),  # rows that are no multiple of 16 bytes
+        (40, "tf32", True),
+        (40, "bf16", True),
+        (37, "bf16", False),  # rows that are no multiple of 16 bytes
     ],
 )
-def test_tensor_descriptors(depth: int, kind: str, kernel: str) -> None:
+def test_tensor_descriptors(depth: int, kind: str, descriptors: bool) -> None:
     """Many rows on an architecture that has descriptors."""
-    launched: list[str] = []
-
-    def launch(kernel: Any) -> Any:
-        launched.append(kernel.fn.__name__)
-        return kernel
-
-    check_mlp([depth, 24], ["relu"], 520, kind, architecture="sm_90", launch=launch)
-    assert launched == [kernel]
+    launcher = Launcher()
+    check_mlp([depth, 24], ["relu"], 520, kind, architecture="sm_90", launch=launcher)
+    assert [options["DESCRIPTORS"] for options in launcher.launched] == [descriptors]
 
 
 def test_softmax_over_more_features_than_a_tile() -> None:

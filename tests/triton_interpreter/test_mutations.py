@@ -42,7 +42,8 @@ CHECKS: dict[str, Callable[[], Any]] = {
     "conv_pool": lambda: check_conv_pool("net"),
     "conv_pool, padded": lambda: check_conv_pool("resnet"),
     "conv_pool with NaN": lambda: check_conv_pool("net", special=[float("nan")]),
-    "conv_pool_mlp": lambda: check_conv_pool_mlp("net", [9, 20, 3], ["relu", "none"]),
+    "conv_pool_mlp": lambda: check_conv_pool_mlp("net", [9, 20, 3], ["relu", "none"], "tf32"),
+    "conv_pool_mlp, tap by tap": lambda: check_conv_pool_mlp("dilated", [3, 6, 2], ["relu", "none"]),
     "conv_pool_mlp, padded": lambda: check_conv_pool_mlp("dilated", [3, 6, 2], ["relu", "none"], "tf32"),
 }
 
@@ -50,12 +51,12 @@ CHECKS: dict[str, Callable[[], Any]] = {
 FAULTS = {
     "row mask off by one": (
         MLP,
-        "(rows[:, None] < M) & valid[None, :]",
-        "(rows[:, None] <= M) & valid[None, :]",
+        "(rows[:, None] < M) & (columns",
+        "(rows[:, None] <= M) & (columns",
         "linear",
     ),
-    "row missing": (MLP, "(rows[:, None] < M) & valid[None, :]", "(rows[:, None] < M - 1) & valid[None, :]", "linear"),
-    "column mask off by one": (MLP, "    valid = columns < N\n", "    valid = columns <= N\n", "linear"),
+    "row missing": (MLP, "(rows[:, None] < M) & (columns", "(rows[:, None] < M - 1) & (columns", "linear"),
+    "column mask off by one": (MLP, "& (columns[None, :] < N))", "& (columns[None, :] <= N))", "linear"),
     "k mask off by one": (MLP, "inside = start + k < K", "inside = start + k <= K", "linear"),
     "k tail dropped": (
         MLP,
@@ -64,16 +65,11 @@ FAULTS = {
         "linear",
     ),
     "wrong stride": (MLP, "k.to(tl.int64)[:, None] * stride_wk", "k.to(tl.int64)[:, None] * stride_wn", "linear"),
-    "missing bias": (
-        MLP,
-        "    if HAS_BIAS:\n        accumulator +=",
-        "    if False:\n        accumulator +=",
-        "linear",
-    ),
+    "missing bias": (FUNCTIONS, "    if HAS_BIAS:", "    if False:", "linear"),
     "ReLU before bias": (
-        MLP,
-        "    valid = columns < N\n",
-        "    valid = columns < N\n    accumulator = activate(accumulator, valid, ACTIVATION, 1)\n",
+        FUNCTIONS,
+        "x = add_bias(x, ",
+        "x = add_bias(activate(x, valid, ACTIVATION, AXIS), ",
         "linear",
     ),
     "no ReLU": (FUNCTIONS, "x = maximum_or_nan(x, 0.0)", "x = x", "linear"),
@@ -86,8 +82,8 @@ FAULTS = {
     "softmax over the padding": (FUNCTIONS, 'x = tl.where(valid, x, float("-inf"))', "x = x", "linear, softmax"),
     "wrong dtype cast": (
         MLP,
-        "rounded_to(y, y_ptr.dtype.element_ty)",
-        "rounded_to(y.to(tl.float8e5).to(tl.float32), y_ptr.dtype.element_ty)",
+        "rounded_to(finish_layer(y, b_ptr, columns, N, ACTIVATION, HAS_BIAS, 1), ",
+        "rounded_to(finish_layer(y, b_ptr, columns, N, ACTIVATION, HAS_BIAS, 1).to(tl.float8e5).to(tl.float32), ",
         "linear, bf16",
     ),
     "tf32 of one operand only": (
@@ -104,8 +100,8 @@ FAULTS = {
     ),
     "descriptor one tile off": (
         MLP,
-        "x.load([tile_m * BLOCK_M, start])",
-        "x.load([tile_m * BLOCK_M, start + BLOCK_K])",
+        "x.load([first_row, start])",
+        "x.load([first_row, start + BLOCK_K])",
         "descriptors",
     ),
     "last slice of layer 1 dropped": (
@@ -115,12 +111,12 @@ FAULTS = {
         "whole chain",
     ),
     "padding not zeroed behind layer 1": (
-        MLP,
-        "hidden = tl.where(valid1[None, :], activate(",
-        "hidden = tl.where(columns1[None, :] >= 0, activate(",
+        FUNCTIONS,
+        "return tl.where(valid, activate(x, valid, ACTIVATION, AXIS), 0.0)",
+        "return activate(x, valid, ACTIVATION, AXIS)",
         "whole chain with infinity",
     ),
-    "third layer's bias missing": (MLP, "    if HAS_BIAS:\n        y +=", "    if False:\n        y +=", "whole chain"),
+    "third layer's bias missing": (MLP, "ACTIVATION3, HAS_BIAS3", "ACTIVATION3, False", "whole chain"),
     "hidden layer in fp8": (
         MLP,
         "multiply_add(rounded_to(hidden, dtype), w2",
@@ -136,8 +132,8 @@ FAULTS = {
     ),
     "channel offset forgotten": (
         CONV_POOL,
-        "(k // (KERNEL_H * KERNEL_W)).to(tl.int64) * stride_xc",
-        "(k // (KERNEL_H * KERNEL_W)).to(tl.int64) * stride_xh",
+        "tl.cast(k // (KERNEL_H * KERNEL_W), tl.int64) * stride_xc",
+        "tl.cast(k // (KERNEL_H * KERNEL_W), tl.int64) * stride_xh",
         "conv_pool",
     ),
     "padding read as pixels": (CONV_POOL, "if PADDING_W > 0", "if PADDING_W < 0", "conv_pool, padded"),
@@ -162,12 +158,25 @@ FAULTS = {
     ),
     "strip one row too long": (CONV_POOL_MLP, "min(first + STRIP, POOLED_H)", "first + STRIP", "conv_pool_mlp"),
     "feature tail dropped": (
-        CONV_POOL_MLP,
-        "(features1 < OUT1)[None, :]",
-        "(features1 < OUT1 - 1)[None, :]",
+        FUNCTIONS,
+        "(k < K)[None, :]",
+        "(k < K - 1)[None, :]",
         "conv_pool_mlp",
     ),
-    "strip's padding read as pixels": (CONV_POOL_MLP, "if PADDING_H > 0", "if PADDING_H < 0", "conv_pool_mlp, padded"),
+    "last tap dropped": (FUNCTIONS, "(k < K)[:, None]", "(k < K - 1)[:, None]", "conv_pool"),
+    "strip's padding read as pixels": (CONV_POOL, "if PADDING_H > 0", "if PADDING_H < 0", "conv_pool_mlp, padded"),
+    "tap by tap, one tap off": (
+        CONV_POOL_MLP,
+        "w_ptr + channels * TAPS + tap",
+        "w_ptr + channels * TAPS + tap + 1",
+        "conv_pool_mlp, tap by tap",
+    ),
+    "kernel's rows and columns swapped": (
+        CONV_POOL_MLP,
+        "(KERNEL_H, KERNEL_W)",
+        "(KERNEL_W, KERNEL_H)",
+        "conv_pool_mlp, padded",
+    ),
 }
 
 
