@@ -1,6 +1,7 @@
 """Fixtures that every room's tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from fastgraph.models import DeepLearningModel, Net
 from kernels import native
+from kernels.cuda import choices
 from tests.reference import scaled
 
 _module = native.kernels()
@@ -43,6 +45,15 @@ def keep_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A table of measured choices on CUDA of the test's own, empty at first."""
+    monkeypatch.setenv("FASTGRAPH_CUDA_CHOICES", str(tmp_path / "choices.json"))
+    choices.table.cache_clear()
+    yield tmp_path / "choices.json"
+    choices.table.cache_clear()
 
 
 @pytest.fixture

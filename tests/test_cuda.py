@@ -1,7 +1,6 @@
 """The engine on CUDA: what can be proven without a GPU. tests/test_cuda_on_gpu.py has what waits for one."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +14,7 @@ from kernels.cuda import choices
 from tests.gpu import stand_in_gpu
 from tests.reference import in_threads, random
 
-
-@pytest.fixture(autouse=True)
-def own_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """No choices that somebody measured."""
-    monkeypatch.setenv("FASTGRAPH_CUDA_CHOICES", str(tmp_path / "choices.json"))
-    choices.table.cache_clear()
-    yield
-    choices.table.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_table")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")

@@ -1,8 +1,6 @@
 """The engine on CUDA, on a GPU: skipped with one line where there is none."""
 
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,22 +13,13 @@ from fastgraph.models import DeepLearningModel, Net
 from kernels.cuda import choices
 from tests.reference import assert_close_to_reference, in_threads, random, scaled
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("own_table")]
 
 BATCHES = {  # those of the bench, none, and as many as a whole chain in one launch takes
     DeepLearningModel: sorted({0, *DEEP_RATIO, *cli.BATCHES["deep"], *cli.MODE_BATCHES["offline"]["deep"], 20000}),
     Net: sorted({0, *NET_RATIO, *cli.BATCHES["net"], *cli.MODE_BATCHES["offline"]["net"]}),
 }
 WARM_UPS = 3  # calls of one shape until Inductor replays a CUDA graph: compiled, recorded (which waits), replayed
-
-
-@pytest.fixture(autouse=True)
-def own_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """No choices that somebody measured."""
-    monkeypatch.setenv("FASTGRAPH_CUDA_CHOICES", str(tmp_path / "choices.json"))
-    choices.table.cache_clear()
-    yield
-    choices.table.cache_clear()
 
 
 def on_gpu(model_type: type[nn.Module]) -> nn.Module:

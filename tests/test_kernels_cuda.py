@@ -22,19 +22,12 @@ from kernels.mlp.op import ACTIVATIONS
 from tests.gpu import on_cuda, stand_in_gpu
 from tests.reference import layers, random
 
+pytestmark = pytest.mark.usefixtures("own_table")
+
 SM_90 = Target(ARCHITECTURES["sm_90"], "ieee", 132, lambda kernel: kernel)
 GEOMETRY = ([1, 1], [0, 0], [1, 1], [3, 3], [2, 2], [0, 0], False)
 ACTIVATIONS_OF_CHAIN = ["relu", "relu", "softmax"]
 WRAPPER = "triton_kernel_wrapper_functional"
-
-
-@pytest.fixture(autouse=True)
-def own_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A table of choices of the test's own."""
-    monkeypatch.setenv("FASTGRAPH_CUDA_CHOICES", str(tmp_path / "choices.json"))
-    choices.table.cache_clear()
-    yield tmp_path / "choices.json"
-    choices.table.cache_clear()
 
 
 # ---- what Inductor is given
