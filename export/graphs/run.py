@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from fastgraph.direct import DOORS, constant_nodes
 
-WARM_UP = 2
+WARM_UP = 1
+LEAD_IN, PAUSE_S = 2, 0.02
 ROUNDS = (5, 30)  # at least and at most
 BUDGET_S = 3.0
 
@@ -46,6 +47,7 @@ class _Timer(fx.Interpreter):
 
     def __init__(self, graph_module: fx.GraphModule, constants: dict[fx.Node, Any], inputs: Sequence[Any]) -> None:
         super().__init__(graph_module)
+        self._constants, self._inputs = constants, inputs
         self._on_gpu = any(isinstance(value, torch.Tensor) and value.is_cuda for value in inputs)
         self.seconds: dict[fx.Node, float] = {}
         self._doors: dict[fx.Node, Any] = {}
@@ -56,6 +58,10 @@ class _Timer(fx.Interpreter):
             if all(n in constants for n in node.all_input_nodes if n is not source):
                 arguments = fx.map_arg(node.args[1:], lambda n: constants[n])
                 self._doors[node] = functools.partial(self._through, DOORS[node.target](*arguments), source)
+
+    def once(self) -> None:
+        """One run; an environment serves one, which takes values out of it when they are no longer needed."""
+        self.run(*self._inputs, initial_env=dict(self._constants))
 
     def run_node(self, n: fx.Node) -> Any:
         call = self._doors.get(n) or functools.partial(super().run_node, n)
@@ -86,7 +92,9 @@ def measure(
     """Median seconds of each operator of each graph, those that ``compiled`` tells, and of how many rounds.
 
     Every round runs each graph once, node by node, on the threads that torch has, so that a change in the machine's
-    speed hits all alike. Constants are not computed again. On a GPU each node is waited for.
+    speed hits all alike. Threads of one library spin for milliseconds after its work, on the cores that the next graph
+    needs: each waits for that, and runs twice untimed, ahead of its turn. Constants are not computed again. On a GPU
+    each node is waited for.
     """
     samples: list[dict[fx.Node, list[float]]] = [{} for _ in runs]
     kernels: list[list[float]] = []
@@ -95,13 +103,21 @@ def measure(
     with torch.no_grad():
         timers = [_Timer(graph_module, recorded.constants, inputs) for graph_module, recorded in runs]
         while done < ROUNDS[0] or (done < ROUNDS[1] and time.perf_counter() - started < BUDGET_S):
-            for sample, timer, (_, recorded) in zip(samples, timers, runs, strict=True):
-                timer.run(*inputs, initial_env=dict(recorded.constants))
+            for sample, timer in zip(samples, timers, strict=True):
+                _turn(timer.once)
                 if done >= 0:
                     for node, seconds in timer.seconds.items():
                         sample.setdefault(node, []).append(seconds)
             if compiled is not None:
-                kernels.append(compiled())
+                kernels.append(_turn(compiled))
             done += 1
     operators = [{n: median(s) for n, s in sample.items() if n.op == "call_function"} for sample in samples]
     return operators, [median(several) for several in zip(*kernels[WARM_UP:], strict=True)], done
+
+
+def _turn(run: Callable[[], Any]) -> Any:
+    """What the last of several runs gives, which finds threads of its own awake and those of others asleep."""
+    time.sleep(PAUSE_S)
+    for _ in range(LEAD_IN):
+        run()
+    return run()
