@@ -2,9 +2,10 @@
 
 Operator after operator, the convolution's whole result goes to memory and comes back. Block after block it stays in the
 cache, which onnxruntime does not do by itself. `Net` on 720x480 runs 1.12 to 1.22, 1.37 to 1.39 and 1.09 to 1.26 times
-as fast as the plain export at batches 1, 4 and 16 (onnxruntime 1.31, AVX-512, one thread), and 1.18 at batch 1 on two
-threads (AVX2). Without the loop it is 0.95 to 1.00 times: onnxruntime makes a ReLU part of the convolution before it,
-but not of a pool. Rejected: fc2 as a product with a vector (0.86 times), the linear layers as 1x1 convolutions (0.55).
+as fast as the plain export at batches 1, 4 and 16 (onnxruntime 1.31, AVX-512, one thread), and 1.14 to 1.18 at batch 1
+on two threads (AVX2). Without the loop it is 0.95 to 1.00 times: onnxruntime makes a ReLU part of the convolution
+before it, but not of a pool. Rejected: fc2 as a product with a vector (0.86 times), the linear layers as 1x1
+convolutions (0.55).
 """
 
 from __future__ import annotations
