@@ -165,7 +165,8 @@ WINDOWS = Chain(
 )
 def test_which_chains_become_a_loop(model: nn.Module, size: tuple[int, ...], made: int, tmp_path: Path) -> None:
     inputs = tuple(torch.rand(2, *size) for _ in range(2 if isinstance(model, Two) else 1))
-    path = written(model.eval(), inputs, tmp_path / "chain.onnx", verify=True)
+    verify = not isinstance(model, WithIndices)  # of two values as good as equal, either may be the maximum
+    path = written(model.eval(), inputs, tmp_path / "chain.onnx", verify=verify)
     assert operators(onnx.load(path).graph).count("If") == made
 
 
