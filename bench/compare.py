@@ -13,6 +13,7 @@ from rich.table import Table
 from bench.backends import BACKENDS, BASELINE
 from bench.report import Report
 from bench.session import CaseReport
+from bench.summary import labels
 from bench.table import BUSY
 
 RESAMPLES = 4000
@@ -65,11 +66,7 @@ def compare(
     Times are taken relative to eager's in the same round, unless ``absolute``: the machine may have been another, or
     busier, and eager did not change.
     """
-    several = len({case.setting for case in (*before.cases, *after.cases)}) > 1
-
-    def name(case: CaseReport) -> str:
-        return f"{case.case}, {case.setting}" if several else case.case
-
+    name = labels((*before.cases, *after.cases))
     later = {_key(case): case for case in after.cases}
     found = []
     for case in before.cases:

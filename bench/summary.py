@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.backends import BACKENDS, BASELINE, OURS
@@ -47,9 +47,15 @@ def timed_cases(cases: Sequence[CaseReport]) -> list[CaseReport]:
 
 
 def summaries(cases: Sequence[CaseReport]) -> list[Summary]:
-    """One for each of ``timed_cases``; the setting is named where there are several."""
+    """One for each of ``timed_cases``."""
+    label = labels(cases)
+    return [_summary(label(case), case) for case in timed_cases(cases)]
+
+
+def labels(cases: Sequence[CaseReport]) -> Callable[[CaseReport], str]:
+    """What one of these cases is called: the setting is named where there are several."""
     several = len({case.setting for case in cases}) > 1
-    return [_summary(f"{case.case}, {case.setting}" if several else case.case, case) for case in timed_cases(cases)]
+    return lambda case: f"{case.case}, {case.setting}" if several else case.case
 
 
 def verdict(found: Sequence[Summary]) -> str:
