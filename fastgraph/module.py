@@ -9,6 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.compiler import is_compiling
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 from torch.utils import _pytree as pytree
 
 from fastgraph import cuda, precision
@@ -111,6 +117,18 @@ class OptimizedModule(nn.Module):
             with torch.no_grad():
                 cuda.Tuner(self.rewritten.graph_module).run(*flat)
             self._compiled = self._compile()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module`; where there is a door and nobody hooks in, without its two calls on the way (1 of 5.5 us)."""
+        if not is_compiling() and self._door is not None and not kwargs:
+            hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+            hooks = hooks or _global_forward_hooks or _global_forward_pre_hooks
+            hooks = hooks or _global_backward_hooks or _global_backward_pre_hooks
+            if not hooks and self._compiled_call_impl is None:
+                result = self._door(*args)
+                if result is not None:
+                    return result
+        return super().__call__(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's result for these inputs; the original's kind of error where they are wrong."""

@@ -49,7 +49,7 @@ inline void set_float_mode(unsigned mode) {
 }
 
 // generation, chunks and next chunk in one word, so that a worker which comes late cannot draw
-// a chunk of one job under the count of another.
+// a chunk of one job under the count of another, and has all to look at in one cache line.
 struct Ticket {
   static constexpr int kBits = 21;
   static_assert(Lease::kMaxChunks == (int64_t(1) << kBits) - 1, "a job's chunks must fit the ticket");
@@ -76,7 +76,7 @@ class Pool {
     threads = threads < kMaxThreads ? threads : kMaxThreads;
     try {
       while (workers_ < threads - 1) {
-        std::thread(&Pool::work, this, workers_, generation_.load()).detach();
+        std::thread(&Pool::work, this, workers_, Ticket::generation(ticket_.load())).detach();
         workers_++;
       }
     } catch (const std::system_error&) {  // no more threads to be had: fewer will do
@@ -93,13 +93,13 @@ class Pool {
     mode_ = float_mode();
     helpers_.store(threads - 1, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    const uint64_t generation = (generation_.load(std::memory_order_relaxed) + 1) & (~uint64_t(0) >> (2 * Ticket::kBits));
-    ticket_.store(Ticket::make(generation, chunks), std::memory_order_release);
-    generation_.store(generation, std::memory_order_seq_cst);
+    const uint64_t generation = (Ticket::generation(ticket_.load(std::memory_order_relaxed)) + 1) & (~uint64_t(0) >> (2 * Ticket::kBits));
+    ticket_.store(Ticket::make(generation, chunks) + 1, std::memory_order_seq_cst);  // the first chunk is drawn already
     if (asleep_.load(std::memory_order_seq_cst) > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
+    compute(0);
     while (draw(generation)) {
     }
     // What is left has been begun by a worker. If it takes long, that worker may have lost its core: offer this one.
@@ -121,13 +121,17 @@ class Pool {
       if (Ticket::generation(t) != generation || Ticket::next(t) >= Ticket::chunks(t)) return false;
     } while (!ticket_.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel, std::memory_order_acquire));
     set_float_mode(mode_);  // the ticket drawn holds the job, and so these three, in place
+    compute(int64_t(Ticket::next(t)));
+    return true;
+  }
+
+  void compute(int64_t chunk) {
     try {
-      function_(body_, int64_t(Ticket::next(t)));
+      function_(body_, chunk);
     } catch (...) {  // no memory, say: the caller throws it when every chunk is done
       if (!failed_.exchange(true, std::memory_order_relaxed)) failure_ = std::current_exception();
     }
     done_.fetch_add(1, std::memory_order_release);
-    return true;
   }
 
   void work(int index, uint64_t seen) {
@@ -143,22 +147,23 @@ class Pool {
   uint64_t next_generation(uint64_t seen) {
     const auto start = Clock::now();
     for (int spins = 1;; spins++) {
-      const uint64_t g = generation_.load(std::memory_order_acquire);
-      if (g != seen) return g;
+      if (const uint64_t g = generation(std::memory_order_acquire); g != seen) return g;
       pause();
       if (spins % 64 == 0 && Clock::now() - start > kSpin) break;
     }
     std::unique_lock<std::mutex> lock(mutex_);
     asleep_.fetch_add(1, std::memory_order_seq_cst);
-    wake_.wait(lock, [&] { return generation_.load(std::memory_order_seq_cst) != seen; });
+    wake_.wait(lock, [&] { return generation(std::memory_order_seq_cst) != seen; });
     asleep_.fetch_sub(1, std::memory_order_seq_cst);
-    return generation_.load(std::memory_order_acquire);
+    return generation(std::memory_order_acquire);
   }
 
+  uint64_t generation(std::memory_order order) const { return Ticket::generation(ticket_.load(order)); }
+
+  // Cache lines go from core to core once a step: what changes as chunks are drawn and done, which workers watch; and the job.
   alignas(64) std::atomic<uint64_t> ticket_{0};
-  alignas(64) std::atomic<uint64_t> done_{0};
-  alignas(64) std::atomic<uint64_t> generation_{0};
-  std::atomic<Function> function_{nullptr};
+  std::atomic<uint64_t> done_{0};
+  alignas(64) std::atomic<Function> function_{nullptr};
   std::atomic<const void*> body_{nullptr};
   std::atomic<unsigned> mode_{0};
   std::atomic<int> helpers_{0};

@@ -123,7 +123,6 @@ FASTGRAPH_OUT_OF_LINE Sums8<R, E> sums_of_eights(const float* a, int64_t lda, co
 struct Fp32Weights {
   const MlpLayer& layer;
 
-  static constexpr int most_rows(int64_t) { return kTileRows; }
   static constexpr int vectors(int rows) { return kTileVectors[rows]; }
   static FASTGRAPH_INLINE_MEMBER void narrow(F16, float*) {}
 
@@ -168,7 +167,6 @@ struct Fp32Weights {
 struct Bf16Weights {
   const MlpLayer& layer;
 
-  static constexpr int most_rows(int64_t) { return kTileRows; }
   static constexpr int vectors(int rows) { return kTileVectors[rows]; }
   // Rounds sixteen results to pairs.
   static FASTGRAPH_INLINE_MEMBER void narrow(F16 total, float* to) {
@@ -248,11 +246,8 @@ void mlp_narrow(const float* a, int64_t lda, int64_t rows, int64_t in_features, 
 struct Bf16Weights {
   const MlpLayer& layer;
 
-  // Rows in a tile for which weights are widened in registers; more than two such tiles widen a block into L1. On AVX2 the
-  // pairs need registers of their own: sums in memory are half as fast (rows of 2, 3 and 6 on one core).
-  static constexpr int kRegisterRows = kRegisters == 2 ? 4 : kTileRows;
-  static constexpr bool is_widened(int64_t rows) { return rows > 2 * kRegisterRows; }
-  static constexpr int most_rows(int64_t rows) { return is_widened(rows) ? kTileRows : kRegisterRows; }
+  // Whether a block of k is widened once for all rows, into L1, and not in registers by each tile of rows.
+  static constexpr bool is_widened(int64_t rows) { return rows > 4 * kTileRows; }
   static constexpr int vectors(int rows) { return kRegisters == 2 && (rows == 2 || rows == 3) ? kTileVectors[rows] - 1 : kTileVectors[rows]; }
   static FASTGRAPH_INLINE_MEMBER void narrow(F16, float*) {}
 
@@ -278,8 +273,8 @@ struct Bf16Weights {
   struct Block {
     const uint32_t* pairs;
     int64_t stride, begin, end;
-    bool widened;                      // for many rows: once per block instead of once per tile
-    float panels[V * kSumBlock * kLanes];
+    bool widened;
+    float panels[V * kSumBlock * kLanes];  // if widened
 
     template <int R>
     FASTGRAPH_OUT_OF_LINE Sums<R, V> sums_widened(const float* a, int64_t lda) const {
@@ -290,30 +285,20 @@ struct Bf16Weights {
 
     template <int R>
     FASTGRAPH_OUT_OF_LINE Sums<R, V> sums_in_registers(const float* a, int64_t lda) const {
-      F8 sum[R][2 * V];
+      F16 sum[R][V];
       clear(sum);
-      int64_t k = begin;
-      for (; k + 1 < end; k += 2) {
-        if constexpr (R == 1) {
-          const F8 first = broadcast_8(a[k]), second = broadcast_8(a[k + 1]);
-#pragma GCC unroll 12
-          for (int e = 0; e < 2 * V; e++) {
-            sum[0][e] = fma(first, firsts_8(at(k, e)), sum[0][e]);
-            sum[0][e] = fma(second, seconds_8(at(k, e)), sum[0][e]);
-          }
-        } else {
-          add_products(a + k, lda, sum, [&](int e) { return firsts_8(at(k, e)); });
-          asm volatile("" : : : "memory");  // read anew: pairs kept in registers push sums out to memory, half as fast
-          add_products(a + k + 1, lda, sum, [&](int e) { return seconds_8(at(k, e)); });
-        }
+      const uint32_t* words = pairs + begin / 2 * kLanes;
+      const float *from = a + begin, *last = a + end - 1;
+      const auto first = [&](int v) __attribute__((always_inline)) { return firsts(words + v * stride); };
+      for (; from < last; from += 2, words += kLanes) {
+        add_products(from, lda, sum, first);
+        asm("" : "+r"(words));  // read anew: pairs kept in registers push sums out to memory, half as fast
+        add_products(from + 1, lda, sum, [&](int v) __attribute__((always_inline)) {
+          return R * V < 6 ? seconds(words + v * stride) : seconds_shifted(words + v * stride);
+        });
       }
-      if (k < end) add_products(a + k, lda, sum, [&](int e) { return firsts_8(at(k, e)); });
-      Sums<R, V> sums;
-#pragma GCC unroll 8
-      for (int i = 0; i < R; i++)
-#pragma GCC unroll 12
-        for (int v = 0; v < V; v++) sums.at[i][v] = join(sum[i][2 * v], sum[i][2 * v + 1]);
-      return sums;
+      if (from == last) add_products(from, lda, sum, first);
+      return give(sum);
     }
 
     template <int R>
@@ -321,40 +306,20 @@ struct Bf16Weights {
       return widened ? sums_widened<R>(a, lda) : sums_in_registers<R>(a, lda);
     }
 
-    // Weights of the pair that feature k is in, of eight outputs.
-    FASTGRAPH_INLINE_MEMBER const uint32_t* at(int64_t k, int eight) const {
-      return pairs + eight / 2 * stride + k / 2 * kLanes + eight % 2 * kLanes / 2;
-    }
-
-    // What there is less of stays in registers, as in tile().
+    // One panel after another: its weights in registers, activations pass by.
     template <int R, class Right>
-    static FASTGRAPH_INLINE_MEMBER void add_products(const float* a, int64_t lda, F8 (&sum)[R][2 * V], const Right& right) {
-      if constexpr (R < 2 * V) {
-        F8 left[R];
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++) left[i] = broadcast_8(a[i * lda]);
+    static FASTGRAPH_INLINE_MEMBER void add_products(const float* a, int64_t lda, F16 (&sum)[R][V], const Right& right) {
 #pragma GCC unroll 12
-        for (int e = 0; e < 2 * V; e++) {
-          const F8 x = right(e);
+      for (int v = 0; v < V; v++) {
+        const F16 weights = right(v);
 #pragma GCC unroll 8
-          for (int i = 0; i < R; i++) sum[i][e] = fma(left[i], x, sum[i][e]);
-        }
-      } else {
-        F8 x[2 * V];
-#pragma GCC unroll 12
-        for (int e = 0; e < 2 * V; e++) x[e] = right(e);
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++) {
-          const F8 left = broadcast_8(a[i * lda]);
-#pragma GCC unroll 12
-          for (int e = 0; e < 2 * V; e++) sum[i][e] = fma(left, x[e], sum[i][e]);
-        }
+        for (int i = 0; i < R; i++) sum[i][v] = fma(broadcast(a[i * lda]), weights, sum[i][v]);
       }
     }
 
     FASTGRAPH_INLINE_MEMBER void widen() {
       for (int v = 0; v < V; v++) {
-        const uint32_t* words = at(begin, 2 * v);
+        const uint32_t* words = pairs + v * stride + begin / 2 * kLanes;
         float* to = panels + v * kSumBlock * kLanes;
         for (int64_t k = begin; k < end; k += 2, words += kLanes, to += 2 * kLanes) {  // blocks are even, and so is kSumBlock: there is room
           store(to, firsts(words));
@@ -415,7 +380,7 @@ template <class Weights>
 FASTGRAPH_INLINE void whole_panels(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed,
                                    int64_t first, int64_t last, bool relu_first) {
   const Weights weights{layer};
-  const RowTiles tiles = cut_rows(rows, Weights::most_rows(rows));
+  const RowTiles tiles = cut_rows(rows);
   with_largest(tiles, [&](auto largest) {
     constexpr int L = decltype(largest)::value;
     // Panels outside, then blocks of k, rows inside: a block of a panel is read from memory once and stays in L1 for
