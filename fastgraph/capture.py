@@ -43,6 +43,12 @@ class Captured:
         return list(self.graph.find_nodes(op="placeholder"))
 
     @cached_property
+    def plain_arguments(self) -> int | None:
+        """How many positional arguments it takes, if each of them is one input, and there are no others."""
+        count = self.in_spec.num_leaves
+        return count if self.in_spec == pytree.tree_structure(((0,) * count, {})) else None
+
+    @cached_property
     def checks(self) -> list[Any]:
         """(condition, the function that checks it) for every condition."""
         return [(condition, compile_condition(condition)) for condition in self.conditions]
@@ -123,6 +129,8 @@ def capture(model: nn.Module, example_inputs: Sequence[Any]) -> Captured:
 
 def flatten_inputs(captured: Captured, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """The call's inputs in the order of the placeholders; TypeError where their structure is another."""
+    if not kwargs and len(args) == captured.plain_arguments and all(isinstance(a, torch.Tensor) for a in args):
+        return list(args)  # without the pytree: 6 us of a call
     flat, spec = pytree.tree_flatten((args, dict(kwargs)))
     if spec != captured.in_spec:
         expected = pytree.tree_unflatten(["*"] * captured.in_spec.num_leaves, captured.in_spec)

@@ -119,16 +119,13 @@ class OptimizedModule(nn.Module):
             self._compiled = self._compile()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `nn.Module`; where there is a door and nobody hooks in, without its two calls on the way (1 of 5.5 us)."""
-        if not is_compiling() and self._door is not None and not kwargs:
-            hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-            hooks = hooks or _global_forward_hooks or _global_forward_pre_hooks
-            hooks = hooks or _global_backward_hooks or _global_backward_pre_hooks
-            if not hooks and self._compiled_call_impl is None:
-                result = self._door(*args)
-                if result is not None:
-                    return result
-        return super().__call__(*args, **kwargs)
+        """As `nn.Module`; where nobody hooks in, without its two calls on the way to `forward` (0.6 of 5.4 us)."""
+        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        hooks = hooks or _global_forward_hooks or _global_forward_pre_hooks
+        hooks = hooks or _global_backward_hooks or _global_backward_pre_hooks
+        if hooks or self._compiled_call_impl is not None or is_compiling():
+            return super().__call__(*args, **kwargs)
+        return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's result for these inputs; the original's kind of error where they are wrong."""
@@ -149,17 +146,23 @@ class OptimizedModule(nn.Module):
 
     def _run(self, flat: list[Any]) -> Sequence[Any]:
         tensors = [t for t in flat if isinstance(t, torch.Tensor)]
-        if any(_is_autocast(device) for device in {t.device.type for t in tensors}):
+        quiet = is_quiet()
+        if not quiet and any(_is_autocast(device) for device in {t.device.type for t in tensors}):
             return self.captured.graph_module(*flat)  # autocast decides operator by operator, and knows eager's
         if self._compiled is not None and not (self._on_cuda and self._wants_grad(*tensors)):
             return self._compiled(*flat)
-        if not is_quiet() or any(type(t) is not torch.Tensor for t in tensors) or self._wants_grad(*tensors):
+        if not quiet or any(type(t) is not torch.Tensor for t in tensors) or self._wants_grad(*tensors):
             return self.rewritten.graph_module(*flat)
+        if not torch.is_grad_enabled():
+            return self._run_direct(flat)
         with torch.no_grad():
-            state = self._fresh_state()
-            results = self._direct.run(state, *flat)
-            state.admit(*flat)
-            return results
+            return self._run_direct(flat)
+
+    def _run_direct(self, flat: list[Any]) -> Sequence[Any]:
+        state = self._fresh_state()
+        results = self._direct.run(state, *flat)
+        state.admit(*flat)
+        return results
 
     def _check(self, flat: list[Any]) -> None:
         """Checks inputs once for every combination of shapes."""

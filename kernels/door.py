@@ -31,15 +31,20 @@ def is_quiet() -> bool:
     return not any(watches() for watches in WATCHERS)
 
 
-def open_door(kernels: dict[str, Any], slots: Sequence[tuple[dict[str, Any], str]], snapshot: Snapshot) -> Any:
+def open_door(
+    kernels: dict[str, Any], slots: Sequence[tuple[dict[str, Any], str]] = (), snapshot: Snapshot | None = None
+) -> Any:
     """The door to packed `kernels`, shut as soon as what `slots` hold is no longer what `snapshot` saw.
 
     kernels: `conv_pool`, `mlp`, or both, as of an op's `Direct`. None where there can be no door: without kernels for
     these tensors, with parameters that have no version, and where torch does not let native code look at tensors.
+    Without a snapshot the caller sees to it that the weights are fresh and that nobody watches.
     Call the door with the input after `door.admit(input, size)`, which lets in all of the same dtype and shape.
     """
-    if not IS_SUPPORTED or not kernels or snapshot.seen is None:
+    if not IS_SUPPORTED or not kernels or (snapshot is not None and snapshot.seen is None):
         return None
     assert _module is not None
-    watched = [(*slot, *seen) for slot, seen in zip(slots, snapshot.seen, strict=True)]
-    return _module.Door(WATCHERS, watched, kernels.get("conv_pool"), kernels.get("mlp"))
+    seen = () if snapshot is None else snapshot.seen
+    watched = [(*slot, *was) for slot, was in zip(slots, seen or (), strict=True)]
+    watchers = [] if snapshot is None else WATCHERS
+    return _module.Door(watchers, watched, kernels.get("conv_pool"), kernels.get("mlp"))

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import fastgraph
+from fastgraph.direct import through_door
 from kernels import native
+from kernels.mlp.op import Direct as Mlp
 from tests.reference import random
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
@@ -84,3 +86,51 @@ def test_transforms_of_the_module(eager: nn.Module, generator: torch.Generator) 
         torch.testing.assert_close(
             torch.func.functional_call(fast, doubled, (x[0],)), torch.func.functional_call(eager, doubled, (x[0],))
         )
+
+
+class Several(nn.Module):
+    """Two chains with an operator of its own between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 9), nn.Linear(9, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.cumsum(self.second(torch.relu(self.first(x))), 1))
+
+
+def test_each_of_several_ops_has_a_door(generator: torch.Generator) -> None:
+    torch.manual_seed(2)
+    eager = Several().eval()
+    fast = fastgraph.optimize(eager, (torch.zeros(2, 6),), verify=False)
+    with torch.no_grad():
+        for batch in (1, 2, 7, 2):
+            x = random(generator, (batch, 6))
+            torch.testing.assert_close(fast(x), eager(x))
+        eager.first.weight.mul_(2)  # shared: the doors are those of the new weights
+        torch.testing.assert_close(fast(x), eager(x))
+        ops = [node.target for node in fast.rewritten.graph.nodes]
+    assert ops.count(torch.ops.fastgraph.mlp.default) == 2
+
+
+def test_through_door(generator: torch.Generator) -> None:
+    weight, bias = random(generator, (4, 6)), random(generator, (4,))
+    op = Mlp([weight], [bias], ["relu"])
+    called = []
+
+    class Counted:
+        kernels, output_size = op.kernels, staticmethod(op.output_size)
+
+        def __call__(self, input: torch.Tensor) -> torch.Tensor:
+            called.append(tuple(input.shape))
+            return op(input)
+
+    call = through_door(Counted())
+    for x in (
+        random(generator, (2, 6)),
+        random(generator, (2, 6)),
+        random(generator, (6, 3)).t(),
+        random(generator, (5, 6)),
+    ):
+        assert torch.equal(call(x), op(x))
+    assert called == [(2, 6), (3, 6), (5, 6)]  # a form once, and what is not contiguous always

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 import torchvision
 from torch import nn
@@ -97,6 +98,44 @@ def test_hooks_run(deep: nn.Module) -> None:
     with torch.no_grad():
         fast(torch.zeros(3, 784))
     assert called == [(3, 10)]
+
+
+@pytest.mark.parametrize("kind", ["pre", "global", "global pre", "backward"])
+def test_every_kind_of_hook_runs(kind: str, deep: nn.Module) -> None:
+    fast = fastgraph.optimize(deep, (torch.zeros(1, 784),))
+    register = {
+        "pre": fast.register_forward_pre_hook,
+        "global": nn.modules.module.register_module_forward_hook,
+        "global pre": nn.modules.module.register_module_forward_pre_hook,
+        "backward": fast.register_full_backward_hook,
+    }[kind]
+    called = []
+    handle = register(lambda module, *_: called.append(module))
+    try:
+        fast(torch.zeros(3, 784, requires_grad=True)).sum().backward()
+    finally:
+        handle.remove()
+    assert fast in called
+
+
+def test_a_forward_of_the_instances_own_is_called(deep: nn.Module) -> None:
+    fast = fastgraph.optimize(deep, (torch.zeros(1, 784),))
+    with torch.no_grad():
+        before = fast(torch.ones(2, 784))
+        inner = fast.forward
+        fast.forward = lambda x: inner(x) + 1
+        assert torch.equal(fast(torch.ones(2, 784)), before + 1)
+
+
+def test_compile_in_place(deep: nn.Module, generator: torch.Generator) -> None:
+    fast = fastgraph.optimize(deep, (torch.zeros(2, 784),))
+    x = random(generator, (3, 784))
+    with torch.no_grad():
+        before = fast(x)
+        fast.compile(backend="aot_eager", fullgraph=True)
+        torch._dynamo.utils.counters.clear()
+        assert torch.equal(fast(x), before)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_autocast_is_eagers(deep: nn.Module, generator: torch.Generator) -> None:
