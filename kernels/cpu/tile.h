@@ -49,6 +49,7 @@ FASTGRAPH_INLINE void tile(const float* a, int64_t lda, int64_t begin, int64_t e
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 12
     for (int v = 0; v < V; v++) sum[i][v] = broadcast(0.0f);
+#pragma GCC unroll 2
   for (int64_t k = begin; k < end; k++) {
     // What there is less of stays in registers, the other operand passes by: 3 x 2 on AVX2 needs 12 + 3 + 1 registers
     // so, and reaches 90 % of the ceiling; with its 4 right ones held it would spill (45 %).
