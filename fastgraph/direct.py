@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fastgraph.rewrite.rule import is_mutation
 from kernels.conv_pool.op import Direct as ConvPool
 from kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
-from kernels.door import open_door
+from kernels.door import open_door, open_gate
 from kernels.mlp.op import Direct as Mlp
 from kernels.weights import Snapshot
 
@@ -88,24 +89,27 @@ class State:
 
     snapshot: Snapshot
     values: SimpleNamespace  # constants and doors under the names that the program uses
-    fused: Any = None  # the whole program, where it is one fused op on one input: this op's `Direct`,
-    door: Any = None  # and the door to its kernel (kernels/door.py), where there is one
-
-    def admit(self, *inputs: Any) -> None:
-        """Inputs like these may pass the door from now on, if the kernel takes them as they are."""
-        if self.door is not None and (size := self.fused.output_size(*inputs)) is not None:
-            self.door.admit(*inputs, size)
+    # What the module is called through, if it can be: door(*inputs) is its result, or None for the general way.
+    door: Callable[..., Any] | None = None
+    admit: Callable[..., None] = lambda *inputs: None  # lets inputs like these through the door from now on
 
 
 class Direct:
     """A rewritten graph as straight-line Python over ATen operators and direct doors.
 
     `module` owns the parameters that the graph's get_attr nodes name. Call `run(*flat_inputs)` with gradients off;
-    it returns the tuple of flat outputs. `one_tensor`: the module itself takes one tensor and returns one, so that a
-    door can stand for the whole of it. `doors` False leaves the fused ops as they are, for a compiler.
+    it returns the tuple of flat outputs. `out_spec`: what the module makes of them, where its arguments are the graph's
+    inputs as they are; a state then has a door. `doors` False leaves the fused ops as they are, for a compiler.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, *, one_tensor: bool = False, doors: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: fx.Graph,
+        *,
+        out_spec: pytree.TreeSpec | None = None,
+        doors: bool = True,
+    ) -> None:
         self._constants = constant_nodes(graph)
         self._graph = graph
         self._slots = {node: _slot(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
@@ -113,7 +117,7 @@ class Direct:
         self._names: dict[fx.Node, str] = {}
         self._doors: dict[str, fx.Node] = {}
         self.program = self._program(doors)
-        self._single = one_tensor and self._is_single(self.program)
+        self._out_spec = out_spec
         code = self.program.python_code("self")
         namespace = dict(code.globals)
         exec(code.src, namespace)
@@ -136,10 +140,35 @@ class Direct:
             ops = {name: self._op(node, values) for name, node in self._doors.items()}
         doors = {name: through_door(op) for name, op in ops.items()}
         state = State(snapshot, SimpleNamespace(**named, **doors))
-        if self._single:
-            state.fused = next(iter(ops.values()))
-            state.door = open_door(state.fused.kernels, self._watched, snapshot)
+        if self._is_one_op():
+            self._open_kernel(state, next(iter(ops.values())))
+        elif self._out_spec is not None and self._returns_tensors():
+            self._open_program(state, self._out_spec)
         return state
+
+    def _open_kernel(self, state: State, op: Any) -> None:
+        """A door straight into the kernel of `op`, which is all of the program."""
+        door = open_door(op.kernels, self._watched, state.snapshot)
+        if door is None:
+            return
+
+        def admit(input: torch.Tensor) -> None:
+            if (size := op.output_size(input)) is not None:
+                door.admit(input, size)
+
+        state.door, state.admit = door, admit
+
+    def _open_program(self, state: State, out_spec: pytree.TreeSpec) -> None:
+        """A gate before the program: one look in native code at what `OptimizedModule` asks on the general way."""
+        gate = open_gate(self._watched, state.snapshot)
+        if gate is None:
+            return
+        run, values = self._forward, state.values
+        if out_spec.is_leaf():
+            state.door = lambda *inputs: run(values, *inputs)[0] if gate(*inputs) else None
+        else:
+            state.door = lambda *inputs: out_spec.unflatten(run(values, *inputs)) if gate(*inputs) else None
+        state.admit = gate.admit
 
     def _op(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         return DOORS[node.target](*fx.map_arg(node.args[1:], lambda n: values[n]))
@@ -180,9 +209,15 @@ class Direct:
             n in self._constants for n in node.all_input_nodes if n is not source
         )
 
-    def _is_single(self, program: fx.Graph) -> bool:
-        ops = [node.op for node in program.nodes]
-        return ops == ["placeholder", "call_module", "output"] and len(next(iter(reversed(program.nodes))).args[0]) == 1
+    def _is_one_op(self) -> bool:
+        """Whether the program is one fused op, from the one tensor that the module takes to the one that it returns."""
+        if self._out_spec is None or not self._out_spec.is_leaf():
+            return False
+        return [node.op for node in self.program.nodes] == ["placeholder", "call_module", "output"]
+
+    def _returns_tensors(self) -> bool:
+        results = next(iter(reversed(self.program.nodes))).args[0]
+        return bool(results) and all(isinstance(node, fx.Node) for node in results)
 
 
 def _slot(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:

@@ -87,9 +87,8 @@ class OptimizedModule(nn.Module):
         self._door: Any = None  # that of the state: one look-up less in each call
         self._lock = threading.Lock()
         self._accepted: set[Any] = set()
-        one_input = captured.in_spec == pytree.tree_structure(((0,), {}))
-        one_tensor = one_input and captured.out_spec == pytree.tree_structure(0) and self.engine == "direct"
-        self._direct = Direct(self, self.rewritten.graph, one_tensor=one_tensor)
+        direct = self.engine == "direct" and captured.plain_arguments is not None
+        self._direct = Direct(self, self.rewritten.graph, out_spec=captured.out_spec if direct else None)
         self._on_cuda = cuda.is_on_cuda(node.meta.get("val") for node in captured.placeholders)
         self._compiled = None if self.engine == "direct" else self._compile()
 

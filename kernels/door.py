@@ -2,7 +2,8 @@
 
 `kernels/cpu/door.cpp` is its other half: it looks whether the parameters are those that were packed, whether somebody
 watches or wants gradients, and whether the input is of a form that was admitted; then it runs the kernel. In all other
-cases it returns None, and the caller goes the general way, which also raises the errors.
+cases it returns None, and the caller goes the general way, which also raises the errors. A gate only looks, for callers
+who then run several operators.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +45,21 @@ def open_door(
     if not IS_SUPPORTED or not kernels or (snapshot is not None and snapshot.seen is None):
         return None
     assert _module is not None
-    seen = () if snapshot is None else snapshot.seen
-    watched = [(*slot, *was) for slot, was in zip(slots, seen or (), strict=True)]
-    watchers = [] if snapshot is None else WATCHERS
+    watchers, watched = ([], []) if snapshot is None else (WATCHERS, _watched(slots, snapshot))
     return _module.Door(watchers, watched, kernels.get("conv_pool"), kernels.get("mlp"))
+
+
+def open_gate(slots: Sequence[tuple[dict[str, Any], str]], snapshot: Snapshot) -> Any:
+    """`gate(*inputs)`: whether all is as it was in a call with inputs like these, which `gate.admit(*inputs)` let in.
+
+    True for plain CPU tensors of admitted dtypes and shapes, while nobody watches, no gradient is wanted, and what
+    `slots` hold is what `snapshot` saw. None where there can be no gate.
+    """
+    if not IS_SUPPORTED or snapshot.seen is None:
+        return None
+    assert _module is not None
+    return _module.Gate(WATCHERS, _watched(slots, snapshot))
+
+
+def _watched(slots: Sequence[tuple[dict[str, Any], str]], snapshot: Snapshot) -> list[tuple[Any, ...]]:
+    return [(*slot, *seen) for slot, seen in zip(slots, snapshot.seen or (), strict=True)]

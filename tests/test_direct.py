@@ -58,11 +58,68 @@ def test_a_copy_has_a_door_of_its_own(eager: nn.Module) -> None:
 @pytest.mark.parametrize(
     "model", [nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Sigmoid()), nn.Sequential(nn.Linear(3, 3), nn.ELU())]
 )
-def test_folded_weights_have_a_door_and_several_operators_none(model: nn.Module) -> None:
+def test_folded_weights_and_several_operators_have_a_door(model: nn.Module, generator: torch.Generator) -> None:
     fast = fastgraph.optimize(model.eval(), (torch.ones(2, 3),))
+    x = random(generator, (2, 3))
     with torch.no_grad():
-        torch.testing.assert_close(fast(torch.ones(2, 3)), model(torch.ones(2, 3)))
-    assert (fast._door is None) == isinstance(model[1], nn.ELU)
+        torch.testing.assert_close(fast(x), model(x))
+        assert torch.equal(fast._door(x), fast(x))
+        assert fast._door(x[:1]) is None
+        model[0].weight.mul_(2)
+        assert fast._door(x) is None
+        torch.testing.assert_close(fast(x), model(x))
+    assert fast._door(x) is None
+    assert fast(x).requires_grad
+
+
+class Structured(nn.Module):
+    """Two inputs, results in a dictionary; a buffer that counts calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls.add_(1)
+        return {"sum": self.linear(x) + y, "calls": self.calls.clone()}
+
+
+def test_a_door_for_several_inputs_and_results(generator: torch.Generator) -> None:
+    torch.manual_seed(2)
+    eager = Structured()
+    x, y = random(generator, (2, 3)), random(generator, (2, 3))
+    fast = fastgraph.optimize(eager, (x, y), verify=False)
+    fast.calls.zero_()
+    with torch.no_grad():
+        for call in range(1, 5):
+            result = fast(x, y)
+            assert list(result) == ["sum", "calls"]
+            assert result["calls"] == call
+            torch.testing.assert_close(result["sum"], eager.linear(x) + y)
+        assert fast._door(x, y) is not None
+        assert fast._door(x) is None
+        with pytest.raises(TypeError, match="inputs: needs the structure of the example inputs"):
+            fast(x)
+        with pytest.raises(RuntimeError, match="inputs: the captured graph needs"):
+            fast(x[:, :2], y)
+
+
+def test_a_result_of_none_is_computed_once() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> None:
+            self.calls.add_(x.sum())
+
+    fast = fastgraph.optimize(Counts(), (torch.ones(2),), verify=False)
+    fast.calls.zero_()
+    with torch.no_grad():
+        for call in range(1, 4):
+            assert fast(torch.ones(2)) is None
+            assert fast.calls == 2 * call
 
 
 @pytest.mark.parametrize("value", [torch._neg_view(torch.ones(3, 6)), torch._efficientzerotensor((3, 6))])

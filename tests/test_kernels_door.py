@@ -1,4 +1,5 @@
-"""The door into native code: what passes it, what is sent the general way, and that nothing leaks."""
+"""The door into native code, and the gate before several operators: what passes, what is sent the general way, and that
+nothing leaks."""
 
 import ctypes
 import gc
@@ -44,12 +45,23 @@ def x(generator: torch.Generator) -> torch.Tensor:
     return random(generator, (2, 6))
 
 
-@pytest.fixture
-def mlp(weights: dict[str, Any], x: torch.Tensor) -> Any:
-    """The door of one Linear layer, which has admitted inputs of x's form."""
+def behind_gate(direct: Any, tensors: dict[str, Any]) -> tuple[Any, Any]:
+    """A gate before an op, watching these tensors, and both together: the op's result, or None as of a door."""
+    slots = [(tensors, name) for name in tensors]
+    gate = door.open_gate(slots, Snapshot(list(tensors.values())))
+    return gate, lambda *inputs: direct(*inputs) if gate(*inputs) else None
+
+
+@pytest.fixture(params=["door", "gate"])
+def mlp(request: pytest.FixtureRequest, weights: dict[str, Any], x: torch.Tensor) -> Any:
+    """The way to one Linear layer, which has admitted inputs of x's form: by its door, or through a gate."""
     direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    found = opened(direct, weights)
-    found.admit(x, direct.output_size(x))
+    if request.param == "door":
+        found = opened(direct, weights)
+        found.admit(x, direct.output_size(x))
+    else:
+        gate, found = behind_gate(direct, weights)
+        gate.admit(x)
     with torch.no_grad():
         assert found(x) is not None
     return found
@@ -87,39 +99,71 @@ class Subclass(torch.Tensor):
     pass
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda x: x.double(),
-        lambda x: x.to(torch.int32),
-        lambda x: x[:1],
-        lambda x: x[0],
-        lambda x: x.view(2, 6, 1),
-        lambda x: x.view(1, 1, 1, 2, 6),
-        lambda x: x[:0],
-        lambda x: torch.cat([x, x], 1)[:, ::2],
-        lambda x: x.t().contiguous().t(),
-        lambda x: x[:1].expand(2, 6),
-        lambda x: torch._neg_view(x),
-        lambda x: torch._efficientzerotensor((2, 6)),
-        lambda x: x.to_sparse(),
-        lambda x: x.to("meta"),
-        lambda x: x.as_subclass(Subclass),
-        lambda x: torch.nn.Parameter(x),
-        lambda x: x.tolist(),
-        lambda x: None,
-    ],
-)
+OTHER_FORMS: list[Callable[[torch.Tensor], Any]] = [
+    lambda x: x.double(),
+    lambda x: x.to(torch.int32),
+    lambda x: x[:1],
+    lambda x: x[0],
+    lambda x: x.view(2, 6, 1),
+    lambda x: x.view(1, 1, 1, 2, 6),
+    lambda x: x[:0],
+    lambda x: x.to_sparse(),
+    lambda x: x.to("meta"),
+    lambda x: x.as_subclass(Subclass),
+    lambda x: torch.nn.Parameter(x),
+    lambda x: x.tolist(),
+    lambda x: None,
+]
+OTHER_MEMORY: list[Callable[[torch.Tensor], Any]] = [
+    lambda x: torch.cat([x, x], 1)[:, ::2],
+    lambda x: x.t().contiguous().t(),
+    lambda x: x[:1].expand(2, 6),
+    lambda x: torch._neg_view(x),
+    lambda x: torch._efficientzerotensor((2, 6)),
+]
+
+
+@pytest.mark.parametrize("other", OTHER_FORMS)
 def test_what_does_not_pass(other: Callable[[torch.Tensor], Any], mlp: Any, x: torch.Tensor) -> None:
     with torch.no_grad():
         assert mlp(other(x)) is None
         assert mlp(x) is not None
 
 
+@pytest.mark.parametrize("other", OTHER_MEMORY)
+def test_only_the_kernel_needs_values_in_order(
+    other: Callable[[torch.Tensor], Any], weights: dict[str, Any], x: torch.Tensor
+) -> None:
+    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    found, (gate, through) = opened(direct, weights), behind_gate(direct, weights)
+    found.admit(x, direct.output_size(x))
+    gate.admit(x)
+    with torch.no_grad():
+        assert found(other(x)) is None
+        torch.testing.assert_close(through(other(x)), other(x).clone() @ weights["weight"].t() + weights["bias"])
+
+
+def test_a_gate_for_several_inputs(weights: dict[str, Any], x: torch.Tensor) -> None:
+    gate = door.open_gate([(weights, "weight")], Snapshot([weights["weight"]]))
+    other = x.double()
+    with torch.no_grad():
+        assert not gate(x, other)
+        gate.admit(x, other)
+        assert gate(x, other)
+        assert not gate(other, x)
+        assert not gate(x)
+        assert not gate(x, other, x)
+        assert not gate()
+    weights["weight"].requires_grad_(False)
+    assert gate(x, other)
+    assert not gate(x, other.clone().requires_grad_())
+
+
 def test_one_argument_passes(mlp: Any, x: torch.Tensor) -> None:
     with torch.no_grad():
         assert mlp() is None
         assert mlp(x, x) is None
+        assert mlp(x) is not None
 
 
 def test_forms_beyond_the_limit_go_the_general_way(weights: dict[str, Any]) -> None:
@@ -131,6 +175,12 @@ def test_forms_beyond_the_limit_go_the_general_way(weights: dict[str, Any]) -> N
     with torch.no_grad():
         assert found(base[:4096]).shape == (4096, 5)
         assert found(base[:4097]) is None
+    gate, _ = behind_gate(direct, weights)
+    for batch in range(1, 4200):
+        gate.admit(base[:batch])
+    with torch.no_grad():
+        assert gate(base[:4096])
+        assert not gate(base[:4097])
 
 
 # ---- the weights
@@ -172,6 +222,7 @@ def test_there_is_no_door_for_weights_without_a_version(weights: dict[str, Any])
     direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
     with torch.inference_mode():
         assert opened(direct, {"weight": torch.ones(5, 6)}) is None
+        assert behind_gate(direct, {"weight": torch.ones(5, 6)})[0] is None
     assert opened(direct, {"weight": torch.ones(5, 6)}) is not None
 
 
@@ -319,6 +370,7 @@ def test_a_cycle_through_the_door_is_collected(weights: dict[str, Any]) -> None:
     owner: dict[str, Any] = {**weights, "marker": Marker()}
     slots = [(owner, name) for name in weights]
     owner["door"] = door.open_door(direct.kernels, slots, Snapshot(list(weights.values())))
+    owner["gate"] = door.open_gate(slots, Snapshot(list(weights.values())))
     alive = weakref.ref(owner["marker"])
     del owner, slots
     gc.collect()

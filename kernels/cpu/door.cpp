@@ -1,4 +1,5 @@
-// The direct door's native half: everything that a call of one fused op does, in one step out of Python.
+// The native half of kernels/door.py: everything that a call of one fused op does, in one step out of Python, and all
+// that a call of several asks before them.
 //
 // A call between two runs of a kernel finds little of Python left in the cache (the weights of DeepLearningModel
 // are twice the L2), so what counts is how much is touched. Of the 5.5 us that a call of its door takes above the
@@ -9,6 +10,7 @@
 
 #include <array>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -104,18 +106,77 @@ bool is_contiguous(const dlpack::Tensor& x) {
   return true;
 }
 
-class Door {
+// Data type, rank and sizes; false where there are too many of them.
+bool form_of(const dlpack::Tensor& x, Form& form) {
+  if (x.rank > kMaxRank) return false;
+  form = {int64_t(x.dtype.code) << 32 | x.dtype.bits << 16 | x.dtype.lanes, x.rank};
+  for (int i = 0; i < x.rank; i++) form[2 + i] = x.shape[i];
+  return true;
+}
+
+// What has to hold in a call for packed weights, or whatever else was computed from parameters, to be used as they are.
+class Watch {
  public:
-  Door(nb::list watchers, nb::list watched, nb::object conv_pool, nb::object mlp)
-      : conv_pool_(nb::cast<const ConvPool*>(conv_pool)), mlp_(nb::cast<const Mlp*>(mlp)), kernels_{conv_pool, mlp} {
+  Watch(nb::list watchers, nb::list watched) {
     if (torch_.api == nullptr) throw std::runtime_error("Door: needs torch.Tensor.__dlpack_c_exchange_api__ of version 1");
-    if (conv_pool_ == nullptr && mlp_ == nullptr) throw std::invalid_argument("Door: needs conv_pool or mlp, got neither");
     for (nb::handle watcher : watchers) watchers_.push_back(nb::borrow(watcher));
     for (nb::handle entry : watched) {
       const auto record = nb::cast<nb::tuple>(entry);
       watched_.push_back({nb::cast<nb::dict>(record[0]), record[1], nb::cast<uintptr_t>(record[2]), nb::cast<uintptr_t>(record[3]),
                           nb::cast<int64_t>(record[4])});
     }
+  }
+
+  int traverse(visitproc visit, void* arg) {
+    for (const Watched& w : watched_) Py_VISIT(w.owner.ptr());
+    return 0;
+  }
+
+ protected:
+  // A plain tensor in the CPU's memory.
+  bool looks_plain(PyObject* input, dlpack::Tensor& x) const {
+    return reinterpret_cast<PyObject*>(Py_TYPE(input)) == torch_.tensor.ptr() && torch_.look(input, x) && x.device.type == dlpack::kCpu;
+  }
+
+  // Nobody watches, parameters are what they were, and no gradient is wanted of them or of the arguments, which are tensors.
+  bool is_calm(PyObject* arguments) const { return !is_watched() && is_fresh() && !wants_grad(arguments); }
+
+  void forget() { watched_.clear(); }
+
+  Torch torch_;
+
+ private:
+  bool is_watched() const {
+    for (const nb::object& watcher : watchers_)
+      if (is_true(call(watcher))) return true;
+    return false;
+  }
+
+  bool is_fresh() const {
+    for (const Watched& w : watched_)
+      if (!w.is_unchanged(torch_)) return false;
+    return true;
+  }
+
+  // After is_fresh: what is watched are tensors.
+  bool wants_grad(PyObject* arguments) const {
+    if (!is_true(call(torch_.is_grad_enabled))) return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arguments); i++)
+      if (torch_.wants_grad(PyTuple_GET_ITEM(arguments, i))) return true;
+    for (const Watched& w : watched_)
+      if (torch_.wants_grad(w.tensor())) return true;
+    return false;
+  }
+
+  std::vector<nb::object> watchers_;
+  std::vector<Watched> watched_;
+};
+
+class Door : public Watch {
+ public:
+  Door(nb::list watchers, nb::list watched, nb::object conv_pool, nb::object mlp)
+      : Watch(watchers, watched), conv_pool_(nb::cast<const ConvPool*>(conv_pool)), mlp_(nb::cast<const Mlp*>(mlp)), kernels_{conv_pool, mlp} {
+    if (conv_pool_ == nullptr && mlp_ == nullptr) throw std::invalid_argument("Door: needs conv_pool or mlp, got neither");
   }
 
   // From now on inputs of this one's data type and shape are taken; `size` is that of their result.
@@ -131,55 +192,22 @@ class Door {
     Form form;
     if (PyTuple_GET_SIZE(arguments) != 1) return nb::none();
     PyObject* const input = PyTuple_GET_ITEM(arguments, 0);
-    if (!takes(input, x) || !form_of(x, form) || is_watched() || !is_fresh() || wants_grad(input)) return nb::none();
+    if (!takes(input, x) || !form_of(x, form) || !is_calm(arguments)) return nb::none();
     const auto size = admitted_.find(form);
     if (size == admitted_.end()) return nb::none();
     return compute(input, form, x.data, size->second);
   }
 
-  int traverse(visitproc visit, void* arg) {
-    for (const Watched& w : watched_) Py_VISIT(w.owner.ptr());
-    return 0;
-  }
   void clear() {
     admitted_.clear();  // a door without watched tensors may let nothing in
-    watched_.clear();
+    forget();
   }
 
  private:
   // A plain tensor of values that lie in the CPU's memory in order, as they are.
   bool takes(PyObject* input, dlpack::Tensor& x) const {
-    if (reinterpret_cast<PyObject*>(Py_TYPE(input)) != torch_.tensor.ptr() || !torch_.look(input, x)) return false;
-    if (x.device.type != dlpack::kCpu || x.data == nullptr || !is_contiguous(x)) return false;
+    if (!looks_plain(input, x) || x.data == nullptr || !is_contiguous(x)) return false;
     return !is_true(checked(PyObject_CallOneArg(torch_.is_neg.ptr(), input)));
-  }
-
-  static bool form_of(const dlpack::Tensor& x, Form& form) {
-    if (x.rank > kMaxRank) return false;
-    form = {int64_t(x.dtype.code) << 32 | x.dtype.bits << 16 | x.dtype.lanes, x.rank};
-    for (int i = 0; i < x.rank; i++) form[2 + i] = x.shape[i];
-    return true;
-  }
-
-  bool is_watched() const {
-    for (const nb::object& watcher : watchers_)
-      if (is_true(call(watcher))) return true;
-    return false;
-  }
-
-  // After is_fresh: what is watched are tensors.
-  bool wants_grad(PyObject* input) const {
-    if (!is_true(call(torch_.is_grad_enabled))) return false;
-    if (torch_.wants_grad(input)) return true;
-    for (const Watched& w : watched_)
-      if (torch_.wants_grad(w.tensor())) return true;
-    return false;
-  }
-
-  bool is_fresh() const {
-    for (const Watched& w : watched_)
-      if (!w.is_unchanged(torch_)) return false;
-    return true;
   }
 
   nb::object compute(PyObject* input, const Form& form, const void* x, const nb::tuple& size) const {
@@ -205,19 +233,50 @@ class Door {
       conv_pool_->run_mlp(*mlp_, x, batch, height, width, y, threads);
   }
 
-  Torch torch_;
-  std::vector<nb::object> watchers_;
-  std::vector<Watched> watched_;
   std::map<Form, nb::tuple> admitted_;
   const ConvPool* conv_pool_;
   const Mlp* mlp_;
   std::array<nb::object, 2> kernels_;  // keeps both alive
 };
 
+class Gate : public Watch {
+ public:
+  using Watch::Watch;
+
+  // From now on it is open to inputs of these data types and shapes.
+  void admit(nb::args inputs) {
+    std::vector<Form> forms;
+    if (admitted_.size() < kMaxForms && forms_of(inputs.ptr(), forms)) admitted_.insert(forms);
+  }
+
+  // Whether it is open.
+  nb::object pass(PyObject* arguments) const {
+    std::vector<Form> forms;
+    return nb::bool_(forms_of(arguments, forms) && is_calm(arguments) && admitted_.count(forms) > 0);
+  }
+
+  void clear() {
+    admitted_.clear();
+    forget();
+  }
+
+ private:
+  bool forms_of(PyObject* inputs, std::vector<Form>& forms) const {
+    dlpack::Tensor x;
+    forms.resize(size_t(PyTuple_GET_SIZE(inputs)));
+    for (size_t i = 0; i < forms.size(); i++)
+      if (!looks_plain(PyTuple_GET_ITEM(inputs, Py_ssize_t(i)), x) || !form_of(x, forms[i])) return false;
+    return true;
+  }
+
+  std::set<std::vector<Form>> admitted_;
+};
+
 // Slots instead of methods: `door(*arguments)` hands its tuple over as it is.
+template <class T>
 PyObject* pass(PyObject* self, PyObject* arguments, PyObject*) noexcept {
   try {
-    return nb::inst_ptr<Door>(self)->pass(arguments).release().ptr();
+    return nb::inst_ptr<T>(self)->pass(arguments).release().ptr();
   } catch (nb::python_error& error) {
     error.restore();
   } catch (const std::exception& error) {
@@ -226,25 +285,31 @@ PyObject* pass(PyObject* self, PyObject* arguments, PyObject*) noexcept {
   return nullptr;
 }
 
+template <class T>
 int traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  return nb::inst_ready(self) ? nb::inst_ptr<Door>(self)->traverse(visit, arg) : 0;
+  return nb::inst_ready(self) ? nb::inst_ptr<T>(self)->traverse(visit, arg) : 0;
 }
 
+template <class T>
 int clear(PyObject* self) {
-  nb::inst_ptr<Door>(self)->clear();
+  nb::inst_ptr<T>(self)->clear();
   return 0;
 }
 
-PyType_Slot slots[] = {{Py_tp_call, (void*)pass}, {Py_tp_traverse, (void*)traverse}, {Py_tp_clear, (void*)clear}, {0, nullptr}};
+template <class T>
+PyType_Slot slots[] = {{Py_tp_call, (void*)pass<T>}, {Py_tp_traverse, (void*)traverse<T>}, {Py_tp_clear, (void*)clear<T>}, {0, nullptr}};
 
 }  // namespace
 
 void bind_door(nb::module_& m) {
-  nb::class_<Door>(m, "Door", nb::type_slots(slots), "See kernels/door.py.")
+  nb::class_<Door>(m, "Door", nb::type_slots(slots<Door>), "See kernels/door.py.")
       .def(nb::init<nb::list, nb::list, nb::object, nb::object>(), "watchers"_a, "watched"_a, "conv_pool"_a.none(), "mlp"_a.none())
       .def_static("is_supported", [] { return exchange_api() != nullptr; }, "Whether this torch lets the door look at its tensors.")
       .def("admit", &Door::admit, "input"_a, "size"_a);
+  nb::class_<Gate>(m, "Gate", nb::type_slots(slots<Gate>), "See kernels/door.py.")
+      .def(nb::init<nb::list, nb::list>(), "watchers"_a, "watched"_a)
+      .def("admit", &Gate::admit);
 }
 
 }  // namespace fastgraph
