@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -73,12 +74,13 @@ def check_example_inputs(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(example_inputs)
 
 
-def _free_sizes(inputs: Any) -> Any:
-    """torch.export's dynamic_shapes with every axis of every tensor left to the model."""
-    auto = torch.export.Dim.AUTO
+def _free_sizes(inputs: Any, ones: bool) -> Any:
+    """torch.export's dynamic_shapes with every axis of every tensor left to the model; `ones`: those of size 1 too."""
 
     def free(value: Any) -> Any:
-        return dict.fromkeys(range(value.dim()), auto) if isinstance(value, torch.Tensor) else None
+        if not isinstance(value, torch.Tensor):
+            return None
+        return {axis: torch.export.Dim.AUTO for axis, size in enumerate(value.shape) if ones or size != 1}
 
     return pytree.tree_map(free, inputs)
 
@@ -89,15 +91,27 @@ def free_ones() -> Any:
 
 
 def export(model: nn.Module, example_inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    """torch.export with free sizes; one RuntimeError that names the cause where the model cannot be exported."""
+    """torch.export with free sizes; one RuntimeError that names the cause where the model cannot be exported.
+
+    Sizes of 1 are free as well, unless the model broadcasts along them: then those in the example are fixed.
+    """
     try:
-        with free_ones(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)  # torch.export's own use of torch
-            return torch.export.export(model, example_inputs, dynamic_shapes=_free_sizes(example_inputs), strict=False)
+        with free_ones():
+            return _export(model, example_inputs, ones=True)
     except Exception as error:
+        if any(1 in t.shape for t in pytree.tree_leaves(example_inputs) if isinstance(t, torch.Tensor)):
+            with suppress(Exception):
+                return _export(model, example_inputs, ones=False)
         cause = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         name = type(model).__name__
         raise RuntimeError(f"model: torch.export cannot capture {name}: {type(error).__name__}: {cause}") from error
+
+
+def _export(model: nn.Module, example_inputs: tuple[Any, ...], *, ones: bool) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # torch.export's own use of torch
+        shapes = _free_sizes(example_inputs, ones)
+        return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
 
 
 def capture(model: nn.Module, example_inputs: Sequence[Any]) -> Captured:

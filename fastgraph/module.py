@@ -43,7 +43,8 @@ def optimize(
 
     model: any module that torch.export takes, in eval mode where it has dropout or batch-norm. It is not changed; the
         result shares its parameters, so training either is seen by both.
-    example_inputs: the model's arguments, as a tuple. Sizes that the model leaves free stay free, a batch of 1 too.
+    example_inputs: the model's arguments, as a tuple. Sizes that the model leaves free stay free, a batch of 1 too;
+        where the model broadcasts along an axis of size 1, all that are 1 in the example are fixed.
     dtype: computes in this floating dtype (torch.bfloat16, ...); parameters, inputs and outputs keep theirs.
     engine: "direct" runs the rewritten graph as it is, "inductor" through torch.compile, on CUDA with CUDA graphs
         (its mode "reduce-overhead"); "auto" is direct on the CPU and inductor on CUDA. "max-autotune" is

@@ -110,6 +110,33 @@ def test_structures_of_inputs_and_outputs() -> None:
         fast(torch.ones(2, 3), (7, 4))
 
 
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.linear(x)) * mask
+
+
+@pytest.mark.parametrize("mask", [(1, 3), (2, 1), (1, 1)])
+def test_a_model_that_broadcasts_along_an_axis_of_one(mask: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = Masked().eval()
+    fast = fastgraph.optimize(model, (torch.ones(2, 3), torch.ones(mask)))
+    fixed = [axis for axis, size in enumerate(mask) if size == 1]
+    assert [c for c in fast.captured.conditions if c.endswith("== 1")] == [f"mask.shape[{axis}] == 1" for axis in fixed]
+    x, other = torch.randn(5, 3), torch.randn(1 if mask[0] == 1 else 5, mask[1])
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x, other), model(x, other))
+        with pytest.raises(
+            RuntimeError, match=r"the captured graph needs mask.shape\[\d\] == 1, got mask of shape \[5, 3\]"
+        ):
+            fast(x, torch.ones(5, 3))
+    same = fastgraph.optimize(model, (torch.ones(1, 3), torch.ones(1, 3)))  # no axis along which it broadcasts
+    assert not any(c.endswith("== 1") for c in same.captured.conditions)
+
+
 def test_flatten_inputs_takes_keywords() -> None:
     captured = capture(nn.Linear(2, 2), (torch.ones(1, 2),))
     with pytest.raises(TypeError, match=r"got \(x=\*\)"):
