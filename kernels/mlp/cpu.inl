@@ -42,37 +42,33 @@ FASTGRAPH_INLINE void for_sum_blocks(int64_t K, const Block& block) {
   } while (begin < K);
 }
 
-template <int R, int V>
+// Of R rows and V vectors.
+template <class Vector, int R, int V>
 struct Sums {
-  F16 at[R][V];
+  Vector at[R][V];
 };
 
 // Gives accumulators back from a function of its own: inlined into the loops around it, a tile loses registers to them and
 // half its speed, for 2 % that the call costs.
 #define FASTGRAPH_OUT_OF_LINE __attribute__((noinline))
-template <int R, int V>
-FASTGRAPH_INLINE Sums<R, V> give(const F16 (&sum)[R][V]) {
-  Sums<R, V> sums;
-#pragma GCC unroll 8
+template <class Vector, int R, int V>
+FASTGRAPH_INLINE Sums<Vector, R, V> give(const Vector (&sum)[R][V]) {
+  Sums<Vector, R, V> sums;
+#pragma GCC unroll 12
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 12
     for (int v = 0; v < V; v++) sums.at[i][v] = sum[i][v];
   return sums;
 }
 
-template <int R, int V>
-FASTGRAPH_INLINE void clear(F16 (&sum)[R][V]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < R; i++)
-#pragma GCC unroll 12
-    for (int v = 0; v < V; v++) sum[i][v] = broadcast(0.0f);
-}
-template <int R, int E>
-FASTGRAPH_INLINE void clear(F8 (&sum)[R][E]) {
+FASTGRAPH_INLINE void clear(F16& sum) { sum = broadcast(0.0f); }
+FASTGRAPH_INLINE void clear(F8& sum) { sum = broadcast_8(0.0f); }
+template <class Vector, int R, int V>
+FASTGRAPH_INLINE void clear(Vector (&sum)[R][V]) {
 #pragma GCC unroll 12
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 12
-    for (int e = 0; e < E; e++) sum[i][e] = broadcast_8(0.0f);
+    for (int v = 0; v < V; v++) clear(sum[i][v]);
 }
 
 // Where the weights of step k and of eight outputs are, of E eights: a panel and the half panel behind it, or that alone.
@@ -82,15 +78,10 @@ FASTGRAPH_INLINE int64_t eight_at(int64_t stride, int64_t k, int eight) {
   return half ? (E - 1) / 2 * stride + k * kLanes / 2 : k * kLanes + eight * kLanes / 2;
 }
 
-template <int R, int E>
-struct Sums8 {
-  F8 at[R][E];
-};
-
 // The sums of one block of k, E times eight outputs beside R rows. Each three rows have a pointer, which the compiler has to
 // keep as it is: twelve would not fit the general registers.
 template <int R, int E, class Weights, class Eights>
-FASTGRAPH_OUT_OF_LINE Sums8<R, E> sums_of_eights(const float* a, int64_t lda, const Eights eights, int64_t begin, int64_t end) {
+FASTGRAPH_OUT_OF_LINE Sums<F8, R, E> sums_of_eights(const float* a, int64_t lda, const Eights eights, int64_t begin, int64_t end) {
   constexpr int kGroups = (R + 2) / 3;
   const float* rows[kGroups];
 #pragma GCC unroll 4
@@ -111,12 +102,7 @@ FASTGRAPH_OUT_OF_LINE Sums8<R, E> sums_of_eights(const float* a, int64_t lda, co
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; g++) rows[g]++;
   }
-  Sums8<R, E> sums;
-#pragma GCC unroll 12
-  for (int i = 0; i < R; i++)
-#pragma GCC unroll 3
-    for (int e = 0; e < E; e++) sums.at[i][e] = total[i][e];
-  return sums;
+  return give(total);
 }
 
 // fp32 weights as they are packed.
@@ -148,7 +134,7 @@ struct Fp32Weights {
     Panels panels;
     int64_t begin, end;
     template <int R>
-    FASTGRAPH_OUT_OF_LINE Sums<R, V> sums(const float* a, int64_t lda) const {
+    FASTGRAPH_OUT_OF_LINE Sums<F16, R, V> sums(const float* a, int64_t lda) const {
       F16 sum[R][V];
       tile(a, lda, begin, end, panels, sum);
       return give(sum);
@@ -197,7 +183,7 @@ struct Bf16Weights {
     const uint32_t* pairs;
     int64_t stride, begin, end;
     template <int R>
-    FASTGRAPH_OUT_OF_LINE Sums<R, V> sums(const float* a, int64_t lda) const {
+    FASTGRAPH_OUT_OF_LINE Sums<F16, R, V> sums(const float* a, int64_t lda) const {
       F16 sum[R][V];
       clear(sum);
       for (int64_t k = begin / 2; k < (end + 1) / 2; k++) {
@@ -277,14 +263,14 @@ struct Bf16Weights {
     float panels[V * kSumBlock * kLanes];  // if widened
 
     template <int R>
-    FASTGRAPH_OUT_OF_LINE Sums<R, V> sums_widened(const float* a, int64_t lda) const {
+    FASTGRAPH_OUT_OF_LINE Sums<F16, R, V> sums_widened(const float* a, int64_t lda) const {
       F16 sum[R][V];
       tile(a + begin, lda, 0, end - begin, Panels{panels, kSumBlock * kLanes}, sum);
       return give(sum);
     }
 
     template <int R>
-    FASTGRAPH_OUT_OF_LINE Sums<R, V> sums_in_registers(const float* a, int64_t lda) const {
+    FASTGRAPH_OUT_OF_LINE Sums<F16, R, V> sums_in_registers(const float* a, int64_t lda) const {
       F16 sum[R][V];
       clear(sum);
       const uint32_t* words = pairs + begin / 2 * kLanes;
@@ -302,7 +288,7 @@ struct Bf16Weights {
     }
 
     template <int R>
-    FASTGRAPH_INLINE_MEMBER Sums<R, V> sums(const float* a, int64_t lda) const {
+    FASTGRAPH_INLINE_MEMBER Sums<F16, R, V> sums(const float* a, int64_t lda) const {
       return widened ? sums_widened<R>(a, lda) : sums_in_registers<R>(a, lda);
     }
 
@@ -358,7 +344,7 @@ void eights_of(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows,
     with_largest<most_rows(E)>(tiles, [&](auto largest) {
       for_row_tiles<decltype(largest)::value>(tiles, [&](auto tile_rows, int64_t row) {
         constexpr int R = decltype(tile_rows)::value;
-        const Sums8<R, E> sums = sums_of_eights<R, E, Weights>(a + row * lda, lda, right, Weights::steps(begin), Weights::steps(end));
+        const Sums<F8, R, E> sums = sums_of_eights<R, E, Weights>(a + row * lda, lda, right, Weights::steps(begin), Weights::steps(end));
         const int64_t at = row * ldo + panel * kLanes;
 #pragma GCC unroll 2
         for (int e = 0; e < E; e += 2) {  // panels: two eights, or one and nothing
@@ -391,7 +377,7 @@ FASTGRAPH_INLINE void whole_panels(const MlpLayer& layer, const float* a, int64_
         const auto block = weights.template block<V>(panel, begin, end, rows);
         for_row_tiles<L>(tiles, [&](auto tile_rows, int64_t row) {
           constexpr int R = decltype(tile_rows)::value;
-          const Sums<R, V> sums = block.template sums<R>(a + row * lda, lda);
+          const Sums<F16, R, V> sums = block.template sums<R>(a + row * lda, lda);
           const int64_t at = row * ldo + panel * kLanes;
           const TakeUp take_up(layer, begin, panel, relu_first && last_block, out + at, ldo);
           const auto each = [&](const auto& give) {
