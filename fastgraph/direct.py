@@ -6,6 +6,7 @@ parameter has changed; see `kernels.weights.Snapshot` for what counts as a chang
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,16 +90,23 @@ class State:
 
     snapshot: Snapshot
     values: SimpleNamespace  # constants and doors under the names that the program uses
+    ops: dict[str, Any]  # what is behind these doors
     # What the module is called through, if it can be: door(*inputs) is its result, or None for the general way.
     door: Callable[..., Any] | None = None
     admit: Callable[..., None] = lambda *inputs: None  # lets inputs like these through the door from now on
+
+    @cached_property
+    def values_with_gradients(self) -> SimpleNamespace:
+        """The values, with ops that gradients flow through."""
+        doors = {name: op.with_gradients(getattr(self.values, name)) for name, op in self.ops.items()}
+        return SimpleNamespace(**{**vars(self.values), **doors})
 
 
 class Direct:
     """A rewritten graph as straight-line Python over ATen operators and direct doors.
 
-    `module` owns the parameters that the graph's get_attr nodes name. Call `run(*flat_inputs)` with gradients off;
-    it returns the tuple of flat outputs. `out_spec`: what the module makes of them, where its arguments are the graph's
+    `module` owns the parameters that the graph's get_attr nodes name. Call `run(*flat_inputs)` with gradients off; it
+    returns the tuple of flat outputs. `out_spec`: what the module makes of them, where its arguments are the graph's
     inputs as they are; a state then has a door. `doors` False leaves the fused ops as they are, for a compiler.
     """
 
@@ -114,6 +122,8 @@ class Direct:
         self._graph = graph
         self._slots = {node: _slot(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
         self._watched = [slot for node, slot in self._slots.items() if node in self._constants]
+        # Whether gradients flow through the program: not where something was computed from parameters beforehand.
+        self.is_differentiable = all(node.op == "get_attr" for node in self._constants)
         self._names: dict[fx.Node, str] = {}
         self._doors: dict[str, fx.Node] = {}
         self.program = self._program(doors)
@@ -139,7 +149,7 @@ class Direct:
             named = {name: values[node] for node, name in self._names.items()}
             ops = {name: self._op(node, values) for name, node in self._doors.items()}
         doors = {name: through_door(op) for name, op in ops.items()}
-        state = State(snapshot, SimpleNamespace(**named, **doors))
+        state = State(snapshot, SimpleNamespace(**named, **doors), ops)
         if self._is_one_op():
             self._open_kernel(state, next(iter(ops.values())))
         elif self._out_spec is not None and self._returns_tensors():
@@ -176,6 +186,10 @@ class Direct:
     def run(self, state: State, *inputs: Any) -> tuple[Any, ...]:
         """The program on flattened inputs."""
         return self._forward(state.values, *inputs)
+
+    def run_with_gradients(self, state: State, *inputs: Any) -> tuple[Any, ...]:
+        """The same with gradients on, if `is_differentiable`."""
+        return self._forward(state.values_with_gradients, *inputs)
 
     def computed(self) -> list[str]:
         """Names in `State.values` of what is computed from parameters and buffers, rather than one of them."""

@@ -151,8 +151,12 @@ class OptimizedModule(nn.Module):
             return self.captured.graph_module(*flat)  # autocast decides operator by operator, and knows eager's
         if self._compiled is not None and not (self._on_cuda and self._wants_grad(*tensors)):
             return self._compiled(*flat)
-        if not quiet or any(type(t) is not torch.Tensor for t in tensors) or self._wants_grad(*tensors):
+        if not quiet or any(type(t) is not torch.Tensor for t in tensors):
             return self.rewritten.graph_module(*flat)
+        if self._wants_grad(*tensors):
+            if not self._direct.is_differentiable:
+                return self.rewritten.graph_module(*flat)
+            return self._direct.run_with_gradients(self._fresh_state(), *flat)
         if not torch.is_grad_enabled():
             return self._run_direct(flat)
         with torch.no_grad():

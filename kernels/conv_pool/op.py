@@ -13,7 +13,7 @@ dot products, the transformed pixels and weights are rounded to bf16), fp32, fp1
 all else in ATen. RuntimeError for tensors that do not fit together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -197,7 +197,7 @@ def conv_pool_backward(
     return grads[0].to(dtype), grads[1], grads[2] if bias is not None else None
 
 
-def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor | None) -> None:
     """Keeps the op's own arguments, no intermediate result."""
     input, weight, bias, *geometry = inputs
     ctx.geometry = geometry
@@ -246,3 +246,7 @@ class Direct:
         if size is None:
             return torch.ops.fastgraph.conv_pool.default(input, *self._arguments)
         return run(self.kernels["conv_pool"], input, size)
+
+    def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`call`, which computes what this does, with gradients for the input and the op's arguments."""
+        return autograd.with_gradients("conv_pool", call, self._arguments, setup_context, backward)

@@ -11,6 +11,7 @@ CPU, in fp32 and with W' == in_features (each pooled row is one row of the mlp) 
 another W' that divides into rows gives the two ops one after the other. Errors as those of conv_pool and mlp.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def fake(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
     return input.new_empty(output_shape(input, arguments))
 
 
-def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor | None) -> None:
     """Keeps the op's own arguments, no intermediate result."""
     input, *arguments = inputs
     weight, bias, ctx.geometry, weights, biases, ctx.activations = split(tuple(arguments))
@@ -172,3 +173,7 @@ class Direct:
         if size is None:
             return torch.ops.fastgraph.conv_pool_mlp.default(input, *self._arguments)
         return run(self.kernels["conv_pool"], self.kernels["mlp"], input, size)
+
+    def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`call`, which computes what this does, with gradients for the input and the op's arguments."""
+        return autograd.with_gradients("conv_pool_mlp", call, self._arguments, setup_context, backward)

@@ -12,7 +12,7 @@ activation is "none", one of `ACTIVATIONS`, or several joined by "+"; softmax an
 RuntimeError for tensors that do not fit together, ValueError for activations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -199,7 +199,7 @@ def chain_backward(
     return grad.to(input.dtype), weight_grads, bias_grads
 
 
-def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor | None) -> None:
     """Keeps the op's own arguments, no intermediate result."""
     input, weights, biases, activations = inputs
     ctx.layers, ctx.has_bias, ctx.activations = len(weights), [b is not None for b in biases], activations
@@ -247,3 +247,7 @@ class Direct:
         if size is None:
             return torch.ops.fastgraph.mlp.default(input, *self._arguments)
         return run(self.kernels["mlp"], input, size[0], self._in_features, size[1])
+
+    def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`call`, which computes what this does, with gradients for the input and the op's arguments."""
+        return autograd.with_gradients("mlp", call, self._arguments, setup_context, backward)
