@@ -6,7 +6,8 @@ parameter has changed; see `kernels.weights.Snapshot` for what counts as a chang
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,11 +78,16 @@ def through_door(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         result = door(input)
         if result is None:
             result = op(input)
-            if (size := op.output_size(input)) is not None:
-                door.admit(input, size)
+            _admit(door, op, input)
         return result
 
     return call
+
+
+def _admit(door: Any, op: Any, input: torch.Tensor) -> None:
+    """Inputs like this one may pass the op's door from now on, if the kernel takes them as they are."""
+    if (size := op.output_size(input)) is not None:
+        door.admit(input, size)
 
 
 @dataclass
@@ -147,7 +153,9 @@ class Direct:
                     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
                     values[node] = node.target(*args, **kwargs)
             named = {name: values[node] for node, name in self._names.items()}
-            ops = {name: self._op(node, values) for name, node in self._doors.items()}
+            ops = {}
+            for name, node in self._doors.items():
+                ops[name] = DOORS[node.target](*fx.map_arg(node.args[1:], lambda n: values[n]))
         doors = {name: through_door(op) for name, op in ops.items()}
         state = State(snapshot, SimpleNamespace(**named, **doors), ops)
         if self._is_one_op():
@@ -159,29 +167,17 @@ class Direct:
     def _open_kernel(self, state: State, op: Any) -> None:
         """A door straight into the kernel of `op`, which is all of the program."""
         door = open_door(op.kernels, self._watched, state.snapshot)
-        if door is None:
-            return
-
-        def admit(input: torch.Tensor) -> None:
-            if (size := op.output_size(input)) is not None:
-                door.admit(input, size)
-
-        state.door, state.admit = door, admit
+        if door is not None:
+            state.door, state.admit = door, partial(_admit, door, op)
 
     def _open_program(self, state: State, out_spec: pytree.TreeSpec) -> None:
         """A gate before the program: one look in native code at what `OptimizedModule` asks on the general way."""
         gate = open_gate(self._watched, state.snapshot)
-        if gate is None:
-            return
-        run, values = self._forward, state.values
-        if out_spec.is_leaf():
-            state.door = lambda *inputs: run(values, *inputs)[0] if gate(*inputs) else None
-        else:
-            state.door = lambda *inputs: out_spec.unflatten(run(values, *inputs)) if gate(*inputs) else None
-        state.admit = gate.admit
-
-    def _op(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        return DOORS[node.target](*fx.map_arg(node.args[1:], lambda n: values[n]))
+        if gate is not None:
+            run, values = self._forward, state.values
+            result = itemgetter(0) if out_spec.is_leaf() else out_spec.unflatten  # the former 0.5 us less
+            state.door = lambda *inputs: result(run(values, *inputs)) if gate(*inputs) else None
+            state.admit = gate.admit
 
     def run(self, state: State, *inputs: Any) -> tuple[Any, ...]:
         """The program on flattened inputs."""

@@ -18,15 +18,22 @@ def _is_leaf(value: Any) -> bool:
     )
 
 
+def _flatten(arguments: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    return pytree.tree_flatten(arguments, is_leaf=lambda v: v is not arguments and _is_leaf(v))
+
+
 Keep = Callable[[Any, tuple[Any, ...], torch.Tensor | None], None]
 Backward = Callable[[Any, torch.Tensor], tuple[Any, ...]]
 
 
-def _function(name: str, backward: Backward, **methods: Callable[..., Any]) -> Any:
-    """An autograd.Function named after the op, since results show it: grad_fn=<MlpBackward>."""
+def _function(name: str, backward: Backward, before: int, **methods: Callable[..., Any]) -> Any:
+    """An autograd.Function named after the op, since results show it: grad_fn=<MlpBackward>.
+
+    It is applied to the op's flattened arguments, behind `before` others.
+    """
 
     def flat_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        flat: list[Any] = [None] * ctx.before
+        flat: list[Any] = [None] * before
         for value in backward(ctx, grad):
             flat.extend(value) if isinstance(value, list) else flat.append(value)
         return tuple(flat)
@@ -48,13 +55,12 @@ def register(library: torch.library.Library, name: str, setup_context: Keep, bac
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         spec, *flat = inputs
-        ctx.before = 1  # arguments before the op's own
         setup_context(ctx, pytree.tree_unflatten(flat, spec), output)
 
-    function = _function(name, backward, forward=forward, setup_context=keep)
+    function = _function(name, backward, 1, forward=forward, setup_context=keep)
 
     def kernel(*arguments: Any) -> torch.Tensor:
-        flat, spec = pytree.tree_flatten(arguments, is_leaf=lambda v: v is not arguments and _is_leaf(v))
+        flat, spec = _flatten(arguments)
         wanted = torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in flat)
         if not wanted:
             with torch._C._AutoDispatchBelowAutograd():
@@ -72,12 +78,11 @@ def with_gradients(
     What `register` does for the op in a tenth of the time, since nothing is looked at or taken apart in a call.
     """
     fixed = tuple(arguments)
-    flat = pytree.tree_leaves(fixed, is_leaf=lambda v: v is not fixed and _is_leaf(v))
+    flat, _ = _flatten(fixed)
 
     def forward(ctx: Any, input: torch.Tensor, *_: Any) -> torch.Tensor:
-        ctx.before = 0
         keep(ctx, (input, *fixed), None)
         return call(input)
 
-    function = _function(name, backward, forward=forward)
+    function = _function(name, backward, 0, forward=forward)
     return lambda input: function.apply(input, *flat)
