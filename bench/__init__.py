@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.backends import Setting
-    from bench.cases import Case
-    from bench.measure import Plan
-    from bench.report import Report
+    from fastgraph.bench.backends import Setting
+    from fastgraph.bench.cases import Case
+    from fastgraph.bench.measure import Plan
+    from fastgraph.bench.report import Report
 
 
 def run(
@@ -43,10 +43,10 @@ def run(
     import torch
     from rich.console import Console
 
-    from bench.backends import BACKENDS, Setting
-    from bench.machine import machine
-    from bench.measure import QUICK
-    from bench.runs import Run, measure
+    from fastgraph.bench.backends import BACKENDS, Setting
+    from fastgraph.bench.machine import machine
+    from fastgraph.bench.measure import QUICK
+    from fastgraph.bench.runs import Run, measure
 
     unknown = [name for name in backends if name not in BACKENDS]
     if unknown or not backends:
@@ -55,5 +55,5 @@ def run(
         raise ValueError("cases: needs at least one; got none")
     console = Console() if verbose else Console(file=io.StringIO())
     chosen = tuple(settings) or (Setting(threads=torch.get_num_threads()),)
-    asked = Run(tuple(cases), tuple(backends), chosen, plan or QUICK, "bench.run(..)")
+    asked = Run(tuple(cases), tuple(backends), chosen, plan or QUICK, "fastgraph.bench.run(..)")
     return measure(asked, machine(), console)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; what keeps the package itself from loading is one line and status 2."""
     try:
-        from bench import cli
+        from fastgraph.bench import cli
     except (ImportError, RuntimeError) as error:  # a library that is missing, or FASTGRAPH_CPU with a wrong value
         print(f"python -m bench: error: {error}", file=sys.stderr)
         return 2

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bench.backends import BACKENDS, DTYPES
-from bench.measure import MODES
-from bench.roofline import GPUS
+from fastgraph.bench.backends import BACKENDS, DTYPES
+from fastgraph.bench.measure import MODES
+from fastgraph.bench.roofline import GPUS
 
 ALL = "all"  # the backends, at every batch size
 DEVICES = ("auto", "cpu", "cuda")

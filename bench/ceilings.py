@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.measure import block
-from kernels import native
+from fastgraph.bench.measure import block
+from fastgraph.kernels import native
 
 UNITS = {
     "fma": "FLOP/s",

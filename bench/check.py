@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.backends import Setting
-from bench.cases import Built
+from fastgraph.bench.backends import Setting
+from fastgraph.bench.cases import Built
 from fastgraph.verify import error, tolerance
 
 VALUES_AT_ONCE = 2**20  # of input, in the float64 reference: one photograph, or 1,337 digits

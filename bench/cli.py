@@ -13,20 +13,20 @@ from tempfile import TemporaryFile, mkdtemp
 import torch
 from rich.console import Console
 
-from bench import arguments, cases, compare, perf, picture
-from bench.arguments import ALL
-from bench.backends import BACKENDS, OURS, Setting
-from bench.cases import Case
-from bench.html import page
-from bench.machine import machine, machine_lines
-from bench.markdown import markdown
-from bench.measure import DEFAULT, MLPERF_QUERIES, QUICK, Plan
-from bench.report import Report, ReportError
-from bench.runs import Run, measure
-from bench.sides import side_by_side, sides_table
-from bench.summary import summaries
-from bench.table import modelled_table, summary_table
-from bench.user_model import UsageError, user_cases
+from fastgraph.bench import arguments, cases, compare, perf, picture
+from fastgraph.bench.arguments import ALL
+from fastgraph.bench.backends import BACKENDS, OURS, Setting
+from fastgraph.bench.cases import Case
+from fastgraph.bench.html import page
+from fastgraph.bench.machine import machine, machine_lines
+from fastgraph.bench.markdown import markdown
+from fastgraph.bench.measure import DEFAULT, MLPERF_QUERIES, QUICK, Plan
+from fastgraph.bench.report import Report, ReportError
+from fastgraph.bench.runs import Run, measure
+from fastgraph.bench.sides import side_by_side, sides_table
+from fastgraph.bench.summary import summaries
+from fastgraph.bench.table import modelled_table, summary_table
+from fastgraph.bench.user_model import UsageError, user_cases
 from fastgraph.data import digits, photograph
 
 MANY_ROUNDS = 1000  # more than fit into a budget

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bench.backends import BACKENDS, BASELINE
-from bench.report import Report
-from bench.session import CaseReport
-from bench.summary import labels
-from bench.table import BUSY
+from fastgraph.bench.backends import BACKENDS, BASELINE
+from fastgraph.bench.report import Report
+from fastgraph.bench.session import CaseReport
+from fastgraph.bench.summary import labels
+from fastgraph.bench.table import BUSY
 
 RESAMPLES = 4000
 INTERVAL = (2.5, 97.5)  # percent: the interval's ends

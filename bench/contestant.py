@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench import check, cuda, measure
-from bench.backends import Backend, Setting
-from bench.cases import Built, Case
+from fastgraph.bench import check, cuda, measure
+from fastgraph.bench.backends import Backend, Setting
+from fastgraph.bench.cases import Built, Case
 
 
 @dataclass(frozen=True)

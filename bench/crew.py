@@ -9,7 +9,7 @@ from multiprocessing import Pipe
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
-from bench.nursery import START_LIMIT_S, Nursery, last_line
+from fastgraph.bench.nursery import START_LIMIT_S, Nursery, last_line
 
 
 class WorkerFailed(Exception):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.measure import LEAD_IN, Seconds
+from fastgraph.bench.measure import LEAD_IN, Seconds
 
 WARM_UPS = 3  # calls on a side stream before a capture, as torch.cuda.graphs' documentation asks for
 FLUSH_TIMES = 2  # of the L2's size: what is written between calls when it is to be cold

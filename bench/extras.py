@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.backends import OURS, Setting
-from bench.cases import Case, deep, net
-from bench.crew import Worker, WorkerFailed
-from bench.measure import Plan, Seconds
-from bench.nursery import Nursery
-from bench.session import Session, session
-from bench.text import duration
+from fastgraph.bench.backends import OURS, Setting
+from fastgraph.bench.cases import Case, deep, net
+from fastgraph.bench.crew import Worker, WorkerFailed
+from fastgraph.bench.measure import Plan, Seconds
+from fastgraph.bench.nursery import Nursery
+from fastgraph.bench.session import Session, session
+from fastgraph.bench.text import duration
 from fastgraph.capture import capture
+from fastgraph.kernels.mlp import op as mlp
 from fastgraph.module import OptimizedModule
-from kernels.mlp import op as mlp
 
 TIMES = 9
 TAIL = ((16, "deep", 20_000, 3.0), (1, "net", 2_000, 2.5))  # batch, model, calls, how many times the idle p99

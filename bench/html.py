@@ -8,14 +8,14 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from bench.backends import BACKENDS, OURS
-from bench.machine import machine_lines
-from bench.report import Report, settings
-from bench.session import CaseReport, Row
-from bench.sides import SIDES, side_by_side
-from bench.summary import SUMMARY, summaries, verdict
-from bench.table import COLUMNS, MODELLED, cells, modelled_cells, note
-from bench.text import duration, rate
+from fastgraph.bench.backends import BACKENDS, OURS
+from fastgraph.bench.machine import machine_lines
+from fastgraph.bench.report import Report, settings
+from fastgraph.bench.session import CaseReport, Row
+from fastgraph.bench.sides import SIDES, side_by_side
+from fastgraph.bench.summary import SUMMARY, summaries, verdict
+from fastgraph.bench.table import COLUMNS, MODELLED, cells, modelled_cells, note
+from fastgraph.bench.text import duration, rate
 
 TITLE = "fastgraph bench"
 HOW = (
@@ -41,7 +41,7 @@ def page(report: Report) -> str:
         sections.insert(0, "<h2>CPU and CUDA side by side</h2>" + _plain_table(SIDES, lines))
     if report.modelled:
         sections.append(_modelled(report.modelled))
-    source = files("bench").joinpath("page.html").read_text(encoding="utf-8")
+    source = files("fastgraph.bench").joinpath("page.html").read_text(encoding="utf-8")
     return Template(source).substitute(
         title=TITLE,
         summary=_summary(report),
@@ -74,7 +74,7 @@ def _summary(report: Report) -> str:
 
 def _setting(report: Report, setting: Any, scripts: list[str]) -> list[str]:
     """Plots and table of one setting."""
-    from bench import plots
+    from fastgraph.bench import plots
 
     cases = [case for case in report.cases if case.setting == setting]
     where = str(setting)
@@ -117,7 +117,7 @@ def _plots(figures: Sequence[tuple[str, Any]], scripts: list[str]) -> str:
 
 def _ceilings(cases: Sequence[CaseReport]) -> str:
     """The ceilings' medians in one sentence."""
-    from bench.plots import median_ceilings
+    from fastgraph.bench.plots import median_ceilings
 
     found = median_ceilings(cases)
     units = {"fma": "FLOP/s fp32 multiply-add", "bf16": "FLOP/s bf16 dot product"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.work import Work
+from fastgraph.bench.work import Work
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import fastgraph
-from bench.ceilings import cache_bytes
+from fastgraph.bench.ceilings import cache_bytes
 
 PACKAGES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 

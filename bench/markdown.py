@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.machine import machine_lines
-from bench.report import Report
-from bench.sides import SIDES, side_by_side
-from bench.summary import SUMMARY, summaries, verdict
-from bench.table import MODELLED, caption, modelled_cells, note, title
-from bench.text import duration
+from fastgraph.bench.machine import machine_lines
+from fastgraph.bench.report import Report
+from fastgraph.bench.sides import SIDES, side_by_side
+from fastgraph.bench.summary import SUMMARY, summaries, verdict
+from fastgraph.bench.table import MODELLED, caption, modelled_cells, note, title
+from fastgraph.bench.text import duration
 
 HEAD = ("backend", "median", "IQR", "p90", "p99", "samples/s", "x eager", "of limit", "max error", "accuracy", "note")
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from tempfile import TemporaryFile
 from typing import IO
 
-from bench.worker import ANSWER, FORK, REQUEST, WAIT
+from fastgraph.bench.worker import ANSWER, FORK, REQUEST, WAIT
 
 START_LIMIT_S = 120.0  # importing torch on a busy machine
 
@@ -31,7 +31,7 @@ class Nursery:
         self._control.settimeout(START_LIMIT_S)
         self._said = TemporaryFile()  # noqa: SIM115 - closed with the nursery
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", str(there.fileno())],
+            [sys.executable, "-m", "fastgraph.bench.worker", str(there.fileno())],
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._said,

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import extras, targets
-from bench.arguments import Parser, among, number, numbers, seconds
-from bench.backends import BACKENDS, DTYPES, OURS, Backend, Setting
-from bench.backends.torch_compile import TorchCompile
-from bench.machine import machine, machine_lines
-from bench.measure import Plan
-from bench.perf_result import FastgraphFp32, Result, against_target, header, line, small_batches
-from bench.session import Session
-from bench.targets import Target
-from bench.text import finite
+from fastgraph.bench import extras, targets
+from fastgraph.bench.arguments import Parser, among, number, numbers, seconds
+from fastgraph.bench.backends import BACKENDS, DTYPES, OURS, Backend, Setting
+from fastgraph.bench.backends.torch_compile import TorchCompile
+from fastgraph.bench.machine import machine, machine_lines
+from fastgraph.bench.measure import Plan
+from fastgraph.bench.perf_result import FastgraphFp32, Result, against_target, header, line, small_batches
+from fastgraph.bench.session import Session
+from fastgraph.bench.targets import Target
+from fastgraph.bench.text import finite
 
 PEERS = ("eager", "compile", "aotinductor", "onnxruntime", "openvino")
 CHEAP_PEERS = ("eager", "onnxruntime", "openvino")  # for the other shapes, where compiling each would take minutes

@@ -8,13 +8,13 @@ from statistics import median
 
 from torch import Tensor, nn
 
-from bench.backends import BACKENDS, OURS, Backend, Setting
-from bench.backends.fastgraph_direct import FastgraphDirect
-from bench.cases import Case
-from bench.measure import Plan
-from bench.session import CaseReport, CeilingBlocks, Session
-from bench.targets import CLIFF, Target
-from bench.text import duration
+from fastgraph.bench.backends import BACKENDS, OURS, Backend, Setting
+from fastgraph.bench.backends.fastgraph_direct import FastgraphDirect
+from fastgraph.bench.cases import Case
+from fastgraph.bench.measure import Plan
+from fastgraph.bench.session import CaseReport, CeilingBlocks, Session
+from fastgraph.bench.targets import CLIFF, Target
+from fastgraph.bench.text import duration
 
 CONTENDER = 1.5  # a backend slower than the fastest by more than this is timed in three rounds only
 

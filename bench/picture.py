@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.report import Report
+from fastgraph.bench.report import Report
 
 WIDTH, SCALE = 830, 2  # pixels of GitHub's column, and of a fine screen
 SCHEMES = {"light": ("#1b1f24", "#ffffff", "#d1d9e0"), "dark": ("#e6edf3", "#0d1117", "#3d444d")}  # ink, paper, grid
@@ -21,7 +21,7 @@ def draw(report: Report, out: Path) -> list[Path]:
     try:
         import kaleido  # noqa: F401 - Plotly's own complaint is ten lines long
 
-        from bench import plots
+        from fastgraph.bench import plots
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; pip install 'fastgraph[bench]'") from error
 

@@ -8,10 +8,10 @@ from statistics import median
 
 import plotly.graph_objects as go
 
-from bench.backends import BACKENDS, BASELINE
-from bench.session import CaseReport, Row
-from bench.summary import OURS_NAME, summaries, timed_cases
-from bench.text import duration, rate
+from fastgraph.bench.backends import BACKENDS, BASELINE
+from fastgraph.bench.session import CaseReport, Row
+from fastgraph.bench.summary import OURS_NAME, summaries, timed_cases
+from fastgraph.bench.text import duration, rate
 
 BASELINE_NAME = BACKENDS[BASELINE].name
 # Distinct on white and on black, and for colour-blind readers (Okabe and Ito 2008); ours stands out.

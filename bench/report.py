@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench.backends import Setting
-from bench.limits import Limit
-from bench.measure import Plan, Timing
-from bench.session import CaseReport, Row
-from bench.text import finite
-from bench.work import Work
+from fastgraph.bench.backends import Setting
+from fastgraph.bench.limits import Limit
+from fastgraph.bench.measure import Plan, Timing
+from fastgraph.bench.session import CaseReport, Row
+from fastgraph.bench.text import finite
+from fastgraph.bench.work import Work
 
 SCHEMA_VERSION = 2
 """Of ``report.json``; ``bench/report.schema.json`` describes it. It grows when old readers would misread it."""
@@ -83,7 +83,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """The table in a notebook."""
-        from bench.html import table_of
+        from fastgraph.bench.html import table_of
 
         return table_of(self.cases)
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench.backends import DTYPES
-from bench.cases import Built
+from fastgraph.bench.backends import DTYPES
+from fastgraph.bench.cases import Built
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import roofline
-from bench.backends import Setting
-from bench.cases import Case
-from bench.measure import Plan
-from bench.report import Report
-from bench.session import CaseReport, CeilingBlocks, session
-from bench.table import table
+from fastgraph.bench import roofline
+from fastgraph.bench.backends import Setting
+from fastgraph.bench.cases import Case
+from fastgraph.bench.measure import Plan
+from fastgraph.bench.report import Report
+from fastgraph.bench.session import CaseReport, CeilingBlocks, session
+from fastgraph.bench.table import table
 
 
 def ceilings(setting: Setting) -> CeilingBlocks:

@@ -14,14 +14,14 @@ from types import MappingProxyType
 
 import torch
 
-from bench.backends import BACKENDS, BASELINE, Backend, Setting
-from bench.cases import Case
-from bench.ceilings import MIB, Ceilings, cache_bytes
-from bench.check import Reference, complaint, mean_error, reference
-from bench.contestant import Contestant, Ready
-from bench.crew import Worker, WorkerFailed
-from bench.limits import Limit, limit
-from bench.measure import (
+from fastgraph.bench.backends import BACKENDS, BASELINE, Backend, Setting
+from fastgraph.bench.cases import Case
+from fastgraph.bench.ceilings import MIB, Ceilings, cache_bytes
+from fastgraph.bench.check import Reference, complaint, mean_error, reference
+from fastgraph.bench.contestant import Contestant, Ready
+from fastgraph.bench.crew import Worker, WorkerFailed
+from fastgraph.bench.limits import Limit, limit
+from fastgraph.bench.measure import (
     MIN_ROUNDS,
     Plan,
     Seconds,
@@ -32,10 +32,10 @@ from bench.measure import (
     interleave,
     summarize,
 )
-from bench.measure import WarmUp as Warm
-from bench.neighbours import processors
-from bench.nursery import Nursery
-from bench.work import Work, work_of
+from fastgraph.bench.measure import WarmUp as Warm
+from fastgraph.bench.neighbours import processors
+from fastgraph.bench.nursery import Nursery
+from fastgraph.bench.work import Work, work_of
 from fastgraph.verify import error
 
 PREPARE_LIMIT_S = 300.0  # max-autotune on two cores takes up to a minute

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from bench.backends import BACKENDS, OURS
-from bench.session import CaseReport, Row
-from bench.text import duration
+from fastgraph.bench.backends import BACKENDS, OURS
+from fastgraph.bench.session import CaseReport, Row
+from fastgraph.bench.text import duration
 
 SIDES = ("case", "setting", "backend", "median", "samples/s")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.backends import BACKENDS, BASELINE, OURS
-from bench.session import CaseReport, Row
-from bench.text import duration
+from fastgraph.bench.backends import BACKENDS, BASELINE, OURS
+from fastgraph.bench.session import CaseReport, Row
+from fastgraph.bench.text import duration
 
 SUMMARY = ("case", "best peer", "its median", "fastgraph", "x eager", "x peer", "of limit")
 OURS_NAME, BASELINE_NAME = BACKENDS[OURS].name, BACKENDS[BASELINE].name

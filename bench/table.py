@@ -9,10 +9,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bench.backends import BACKENDS
-from bench.session import CaseReport, Row
-from bench.summary import SUMMARY, Summary, verdict
-from bench.text import duration, rate, size
+from fastgraph.bench.backends import BACKENDS
+from fastgraph.bench.session import CaseReport, Row
+from fastgraph.bench.summary import SUMMARY, Summary, verdict
+from fastgraph.bench.text import duration, rate, size
 
 BUSY = 0.05  # of the processors' time: others that take more are noted
 NOISY = 0.1  # of the median: an IQR beyond it is noted

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import cases
-from bench.cases import Case
+from fastgraph.bench import cases
+from fastgraph.bench.cases import Case
 
 DEEP_RATIO = {1: 1.6, 2: 1.3, 4: 1.3, 8: 1.3, 16: 1.2, 32: 1.2, 64: 1.2, 128: 1.0, 1024: 1.0, 8192: 1.05}
 NET_RATIO = {1: 2.2, 4: 2.2, 16: 2.2}

@@ -9,7 +9,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from bench.cases import Built, Case
+from fastgraph.bench.cases import Built, Case
 
 
 class UsageError(Exception):

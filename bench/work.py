@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.backends import Setting
-from bench.cases import Built
+from fastgraph.bench.backends import Setting
+from fastgraph.bench.cases import Built
 
 
 @dataclass(frozen=True)

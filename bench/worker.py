@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FORK, WAIT = b"F", b"W"  # requests: a process with the two files that come along; the end of the process named
 REQUEST, ANSWER = struct.Struct("!cq"), struct.Struct("!q")
-SHARED = ("bench.contestant", "bench.ceilings", "sklearn.datasets", "torchvision.transforms")
+SHARED = ("fastgraph.bench.contestant", "fastgraph.bench.ceilings", "sklearn.datasets", "torchvision.transforms")
 
 
 def main() -> None:

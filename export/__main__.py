@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Runs the command line; what keeps the package itself from loading is one line and status 2."""
     try:
-        from export import cli
+        from fastgraph.export import cli
     except (ImportError, RuntimeError) as error:  # a library that is missing, or FASTGRAPH_CPU with a wrong value
         print(f"python -m export: error: {error}", file=sys.stderr)
         return 2

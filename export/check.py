@@ -12,9 +12,9 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
-from export.runtime import Binding, session, standard_error
 from fastgraph import verify as numbers
 from fastgraph.capture import Captured, check_inputs
+from fastgraph.export.runtime import Binding, session, standard_error
 
 BATCHES = (1, 3)
 _REFUSALS = (ort_errors.NotImplemented, ort_errors.InvalidGraph, ort_errors.Fail, ort_errors.InvalidArgument)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from export import deploy, graphs, steps
+from fastgraph.export import deploy, graphs, steps
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,8 +8,8 @@ from statistics import median, quantiles
 
 from torch import Tensor
 
-from export.graphs import text
-from export.runtime import session
+from fastgraph.export.graphs import text
+from fastgraph.export.runtime import session
 
 ROUNDS, BUDGET_S = (10, 2000), 4.0
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import fastgraph
-from export import files, graphs, steps, triton_config
-from export.compare import compare
-from export.onnx import to_onnx
 from fastgraph import data
+from fastgraph.export import files, graphs, steps, triton_config
+from fastgraph.export.compare import compare
+from fastgraph.export.onnx import to_onnx
 from fastgraph.models import DeepLearningModel, Net
 
 MODELS = ("deep", "net")
@@ -95,7 +95,7 @@ def deploy(
         figures.append(_figures(one, draw_steps(drawn, out / "pictures", one.key, say)))
         files.write(out / "client" / one.sample[0], one.sample[1])
     for name in ("client.py", "client.cc"):
-        files.write(out / "client" / name, package_files("export.clients").joinpath(name).read_bytes())
+        files.write(out / "client" / name, package_files("fastgraph.export.clients").joinpath(name).read_bytes())
     files.write(out / "README.md", _readme(entries))
     extra = "".join(figures) + _links(out)
     files.write(out / "index.html", graphs.to_html("fastgraph: deployment", pictures, extra))

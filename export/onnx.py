@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, fx, nn
 
 import fastgraph
-from export import check, files
-from export.row_blocks import in_row_blocks
 from fastgraph import precision
 from fastgraph.capture import Captured, capture, flatten_inputs
 from fastgraph.capture import export as torch_export
 from fastgraph.direct import constant_nodes
+from fastgraph.export import check, files
+from fastgraph.export.row_blocks import in_row_blocks
 from fastgraph.rewrite import SIMPLIFICATIONS, rewrite
 
 OPSETS = range(18, 26)

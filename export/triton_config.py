@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from export.runtime import session
+from fastgraph.export.runtime import session
 
 MAX_BATCH = 64
 DELAY_US = 500

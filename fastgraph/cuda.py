@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from fastgraph.direct import Direct
 from fastgraph.folded import Folded
+from fastgraph.kernels.cuda import choices, dispatch
+from fastgraph.kernels.cuda.target import unavailable
 from fastgraph.rewrite.rule import is_mutation
-from kernels.cuda import choices, dispatch
-from kernels.cuda.target import unavailable
 
 MODES = {"inductor": "reduce-overhead", "max-autotune": "max-autotune"}  # engine: torch.compile's mode
 

@@ -15,12 +15,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fastgraph.kernels.conv_pool.op import Direct as ConvPool
+from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
+from fastgraph.kernels.door import open_door, open_gate
+from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels.weights import Snapshot
 from fastgraph.rewrite.rule import is_mutation
-from kernels.conv_pool.op import Direct as ConvPool
-from kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
-from kernels.door import open_door, open_gate
-from kernels.mlp.op import Direct as Mlp
-from kernels.weights import Snapshot
 
 DOORS: dict[Any, Callable[..., Any]] = {
     torch.ops.fastgraph.mlp.default: Mlp,

@@ -10,10 +10,10 @@ from rich.table import Table
 from torch import fx
 
 from fastgraph.capture import Captured, sizes
+from fastgraph.kernels.cuda import dispatch as cuda
+from fastgraph.kernels.native import cpu_capability, takes
 from fastgraph.rewrite import Rewritten
 from fastgraph.rewrite.rule import origins
-from kernels.cuda import dispatch as cuda
-from kernels.native import cpu_capability, takes
 
 
 @dataclass(frozen=True)

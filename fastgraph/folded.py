@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from fastgraph.direct import Direct
-from kernels.weights import Snapshot
+from fastgraph.kernels.weights import Snapshot
 
 
 class Folded:

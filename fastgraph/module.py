@@ -21,11 +21,11 @@ from fastgraph import cuda, precision
 from fastgraph.capture import Captured, capture, check_inputs, flatten_inputs
 from fastgraph.direct import Direct, State
 from fastgraph.explanation import Explanation, explain
+from fastgraph.kernels.cuda import choices
+from fastgraph.kernels.door import is_quiet
+from fastgraph.kernels.native import cpu_capability
 from fastgraph.rewrite import rewrite
 from fastgraph.verify import verify as verify_module
-from kernels.cuda import choices
-from kernels.door import is_quiet
-from kernels.native import cpu_capability
 
 ENGINES = ("auto", "direct", "inductor", "max-autotune")
 _ACCEPTED = 4096  # input shapes remembered as checked

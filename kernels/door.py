@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from kernels import native
-from kernels.weights import Snapshot
+from fastgraph.kernels import native
+from fastgraph.kernels.weights import Snapshot
 
 # Each answers truly where somebody watches or replaces the operators.
 WATCHERS: list[Callable[[], Any]] = [

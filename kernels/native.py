@@ -18,7 +18,7 @@ TAKEN = ({torch.float32}, {torch.bfloat16})  # dtypes of weights
 _native: ModuleType | None = None
 _missing = ""
 try:
-    _native = importlib.import_module("kernels._native")
+    _native = importlib.import_module("fastgraph.kernels._native")
 except ImportError as error:
     _missing = str(error)
 

@@ -30,11 +30,11 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.conv_pool import cuda as conv_pool
-from kernels.conv_pool_mlp import cuda as conv_pool_mlp
-from kernels.cuda.architecture import ARCHITECTURES, COMPILED, Architecture
-from kernels.cuda.target import Target, fp32_precisions
-from kernels.mlp import cuda as mlp
+from fastgraph.kernels.conv_pool import cuda as conv_pool
+from fastgraph.kernels.conv_pool_mlp import cuda as conv_pool_mlp
+from fastgraph.kernels.cuda.architecture import ARCHITECTURES, COMPILED, Architecture
+from fastgraph.kernels.cuda.target import Target, fp32_precisions
+from fastgraph.kernels.mlp import cuda as mlp
 
 KINDS = {  # name: (dtype, precision of fp32 products)
     "ieee": (torch.float32, "ieee"),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from kernels import native
+from fastgraph.kernels import native
 
 _KEEP = 4  # packings kept for one first weight: the same layer may begin more than one chain
 

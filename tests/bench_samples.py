@@ -7,13 +7,13 @@ import time
 import torch
 from torch import Tensor, nn
 
-from bench.backends import Backend, Setting
-from bench.cases import Built, Case
-from bench.limits import Limit
-from bench.measure import Plan, Timing
-from bench.report import Report
-from bench.session import CaseReport, Row
-from bench.work import Work
+from fastgraph.bench.backends import Backend, Setting
+from fastgraph.bench.cases import Built, Case
+from fastgraph.bench.limits import Limit
+from fastgraph.bench.measure import Plan, Timing
+from fastgraph.bench.report import Report
+from fastgraph.bench.session import CaseReport, Row
+from fastgraph.bench.work import Work
 
 FAST = Plan(rounds=3, block_s=0.001, warm_up_s=0.01, case_s=1.0)
 

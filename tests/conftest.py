@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastgraph.kernels import native
+from fastgraph.kernels.cuda import choices
 from fastgraph.models import DeepLearningModel, Net
-from kernels import native
-from kernels.cuda import choices
 from tests.reference import scaled
 
 _module = native.kernels()

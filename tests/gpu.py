@@ -27,8 +27,8 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch, name: str = "sm_90") -> Iterat
     """
     import triton
 
-    from kernels.cuda import target
-    from kernels.cuda.architecture import ARCHITECTURES
+    from fastgraph.kernels.cuda import target
+    from fastgraph.kernels.cuda.architecture import ARCHITECTURES
 
     architecture = ARCHITECTURES.get(name, name)
     monkeypatch.setattr(target, "architecture_of", lambda device: architecture)

@@ -2,9 +2,9 @@
 
 from functools import cache
 
-from bench.cases import informative_net
-from export import graphs
+from fastgraph.bench.cases import informative_net
 from fastgraph.data import digits, photograph
+from fastgraph.export import graphs
 from fastgraph.models import DeepLearningModel
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench.backends import BACKENDS, BASELINE, OURS, Setting
-from bench.cases import Built
-from bench.check import complaint, reference
+from fastgraph.bench.backends import BACKENDS, BASELINE, OURS, Setting
+from fastgraph.bench.cases import Built
+from fastgraph.bench.check import complaint, reference
 
 WHERE = {
     "eager": "cpu",

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench import cases, targets
-from bench.cases import informative_net, variants
-from bench.user_model import UsageError, load, user_cases
+from fastgraph.bench import cases, targets
+from fastgraph.bench.cases import informative_net, variants
+from fastgraph.bench.user_model import UsageError, load, user_cases
 from fastgraph.data import digits, photograph
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.backends import Setting
-from bench.check import accuracy, complaint, mean_error, reference
+from fastgraph.bench.backends import Setting
+from fastgraph.bench.check import accuracy, complaint, mean_error, reference
 from tests.bench_samples import build_small
 
 FP32 = Setting()
@@ -39,7 +39,7 @@ def test_in_bf16_eager_in_bf16_is_the_measure() -> None:
 
 def test_reference_in_parts_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = reference(build_small(4), FP32)
-    monkeypatch.setattr("bench.check.VALUES_AT_ONCE", 6)
+    monkeypatch.setattr("fastgraph.bench.check.VALUES_AT_ONCE", 6)
     torch.testing.assert_close(reference(build_small(4), FP32).output, whole.output, rtol=0, atol=1e-15)
 
 

@@ -12,15 +12,15 @@ import jsonschema
 import pytest
 import torch
 
-import bench
-from bench import arguments, cases, cli, runs
-from bench.backends import BACKENDS, Setting
-from bench.measure import MLPERF_QUERIES, affordable_rounds
-from bench.report import Report
-from bench.session import CaseReport, Session
+from fastgraph import bench
+from fastgraph.bench import arguments, cases, cli, runs
+from fastgraph.bench.backends import BACKENDS, Setting
+from fastgraph.bench.measure import MLPERF_QUERIES, affordable_rounds
+from fastgraph.bench.report import Report
+from fastgraph.bench.session import CaseReport, Session
 from tests.bench_samples import FAST, case_report, report
 
-SCHEMA = json.loads(files("bench").joinpath("report.schema.json").read_text())
+SCHEMA = json.loads(files("fastgraph.bench").joinpath("report.schema.json").read_text())
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_folder_that_becomes_unwritable_loses_nothing(
         return write(self, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    monkeypatch.setattr("bench.cli.mkdtemp", lambda prefix: str(tmp_path / "other"))
+    monkeypatch.setattr("fastgraph.bench.cli.mkdtemp", lambda prefix: str(tmp_path / "other"))
     (tmp_path / "other").mkdir()
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--quick", "--model", "deep", "--out", str(tmp_path)])
@@ -138,7 +138,7 @@ def test_a_folder_that_becomes_unwritable_loses_nothing(
 def test_status_is_1_when_fastgraph_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = case_report()
     rows = tuple(replace(row, status="wrong") if row.backend == "fastgraph" else row for row in made.rows)
-    monkeypatch.setattr("bench.cli.measure", lambda *_: report(replace(made, rows=rows)))
+    monkeypatch.setattr("fastgraph.bench.cli.measure", lambda *_: report(replace(made, rows=rows)))
     assert cli.main(["--quick", "--out", str(tmp_path)]) == 1
 
 
@@ -219,7 +219,9 @@ def test_a_report_of_another_version_ends_with_one_line(tmp_path: Path, capsys: 
 def test_missing_data_end_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.cli.photograph", lambda: (_ for _ in ()).throw(ModuleNotFoundError("pip install it")))
+    monkeypatch.setattr(
+        "fastgraph.bench.cli.photograph", lambda: (_ for _ in ()).throw(ModuleNotFoundError("pip install it"))
+    )
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--model", "net", "--out", str(tmp_path)])
     assert stopped.value.code == 2

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.backends import Setting
-from bench.compare import compare, ratio_interval
-from bench.measure import Plan
-from bench.report import Report
-from bench.session import Session
+from fastgraph.bench.backends import Setting
+from fastgraph.bench.compare import compare, ratio_interval
+from fastgraph.bench.measure import Plan
+from fastgraph.bench.report import Report
+from fastgraph.bench.session import Session
 from tests.bench_samples import Paced, PacedSlower, case_report, report, small_case
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench import cases, cuda
-from bench.backends import BACKENDS, Setting
-from bench.backends.onnxruntime_plain import OnnxruntimePlain, cuda_options
-from bench.measure import QUICK
-from bench.session import session
+from fastgraph.bench import cases, cuda
+from fastgraph.bench.backends import BACKENDS, Setting
+from fastgraph.bench.backends.onnxruntime_plain import OnnxruntimePlain, cuda_options
+from fastgraph.bench.measure import QUICK
+from fastgraph.bench.session import session
 
 
 class Stream:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench import cli
-from bench.html import page, table_of
-from bench.picture import draw
-from bench.plots import glance, latency, log_ticks, roofline, speedup, throughput
-from bench.roofline import GPUS, floors
+from fastgraph.bench import cli
+from fastgraph.bench.html import page, table_of
+from fastgraph.bench.picture import draw
+from fastgraph.bench.plots import glance, latency, log_ticks, roofline, speedup, throughput
+from fastgraph.bench.roofline import GPUS, floors
 from tests.bench_samples import build_small, case_report, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

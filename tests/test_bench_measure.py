@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.measure import (
+from fastgraph.bench.measure import (
     CALLS_FOR_P99,
     Plan,
     affordable_rounds,

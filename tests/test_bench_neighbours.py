@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.extras import busy_process
-from bench.neighbours import processors
+from fastgraph.bench.extras import busy_process
+from fastgraph.bench.neighbours import processors
 
 
 def write(proc: Path, idle: int, users: int, own: int) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import extras, perf, targets
-from bench.backends import Setting
-from bench.measure import Plan
-from bench.perf_result import against_target
-from bench.session import CaseReport, Row, Session
+from fastgraph.bench import extras, perf, targets
+from fastgraph.bench.backends import Setting
+from fastgraph.bench.measure import Plan
+from fastgraph.bench.perf_result import against_target
+from fastgraph.bench.session import CaseReport, Row, Session
 from tests.bench_samples import case_report, timing
 
 

@@ -13,17 +13,17 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from bench import machine as machines
-from bench import text
-from bench.markdown import markdown
-from bench.report import Report, ReportError
-from bench.roofline import GPUS, floors
-from bench.sides import side_by_side
-from bench.summary import summaries, verdict
-from bench.table import COLUMNS, caption, cells, modelled_table, note, summary_table, table
+from fastgraph.bench import machine as machines
+from fastgraph.bench import text
+from fastgraph.bench.markdown import markdown
+from fastgraph.bench.report import Report, ReportError
+from fastgraph.bench.roofline import GPUS, floors
+from fastgraph.bench.sides import side_by_side
+from fastgraph.bench.summary import summaries, verdict
+from fastgraph.bench.table import COLUMNS, caption, cells, modelled_table, note, summary_table, table
 from tests.bench_samples import build_small, case_report, report
 
-SCHEMA = json.loads(files("bench").joinpath("report.schema.json").read_text())
+SCHEMA = json.loads(files("fastgraph.bench").joinpath("report.schema.json").read_text())
 
 
 def full() -> Report:

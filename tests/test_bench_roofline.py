@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import cases
-from bench.backends import Setting
-from bench.ceilings import MIB, UNITS, Ceilings, cache_bytes, read_sizes
-from bench.limits import limit
-from bench.roofline import GPUS, floors, variants
-from bench.work import Work, work_of
-from kernels import native
+from fastgraph.bench import cases
+from fastgraph.bench.backends import Setting
+from fastgraph.bench.ceilings import MIB, UNITS, Ceilings, cache_bytes, read_sizes
+from fastgraph.bench.limits import limit
+from fastgraph.bench.roofline import GPUS, floors, variants
+from fastgraph.bench.work import Work, work_of
+from fastgraph.kernels import native
 
 DEEP_FLOPS = 2 * (784 * 512 + 512 * 256 + 256 * 10)
 DEEP_WEIGHTS = 784 * 512 + 512 * 256 + 256 * 10 + 512 + 256 + 10
@@ -148,7 +148,7 @@ def test_cache_sizes_are_read(tmp_path: Path) -> None:
 
 
 def test_what_is_read_fits_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.ceilings.cache_bytes", lambda level, _: {2: MIB, 3: 32 * MIB}[level])
+    monkeypatch.setattr("fastgraph.bench.ceilings.cache_bytes", lambda level, _: {2: MIB, 3: 32 * MIB}[level])
     sizes = read_sizes(2)
     assert sizes["L2"] < MIB < sizes["L3"]
     assert 2 * sizes["L3"] < 32 * MIB < 2 * sizes["memory"]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import session as sessions
-from bench.backends import Backend, Setting
-from bench.crew import Worker, WorkerFailed
-from bench.measure import Plan
-from bench.nursery import Nursery
-from bench.session import CaseReport, CeilingBlocks, Row, Session
-from kernels import native
+from fastgraph.bench import session as sessions
+from fastgraph.bench.backends import Backend, Setting
+from fastgraph.bench.crew import Worker, WorkerFailed
+from fastgraph.bench.measure import Plan
+from fastgraph.bench.nursery import Nursery
+from fastgraph.bench.session import CaseReport, CeilingBlocks, Row, Session
+from fastgraph.kernels import native
 from tests import bench_samples as samples
 from tests.bench_busy import Busy
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import fastgraph
-from bench import cases
-from bench.cases import Case
+from fastgraph.bench import cases
+from fastgraph.bench.cases import Case
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 CASES = [

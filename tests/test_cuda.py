@@ -9,8 +9,8 @@ from torch import nn
 
 import fastgraph
 from fastgraph import cuda
+from fastgraph.kernels.cuda import choices
 from fastgraph.models import DeepLearningModel, Net
-from kernels.cuda import choices
 from tests.gpu import stand_in_gpu
 from tests.reference import in_threads, random
 
@@ -72,7 +72,7 @@ OLD = "compute capability 6.1 is older than 7.5"
 @pytest.mark.parametrize("reason", ["Triton is not installed", OLD])
 def test_without_triton_aten_runs_and_explain_says_why(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the direct engine: Inductor could not compile there."""
-    from kernels.cuda import target
+    from fastgraph.kernels.cuda import target
 
     if reason != OLD:
         monkeypatch.setattr(target, "has_triton", lambda: False)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import fastgraph
-from bench import cli
-from bench.targets import DEEP_RATIO, NET_RATIO
+from fastgraph.bench import cli
+from fastgraph.bench.targets import DEEP_RATIO, NET_RATIO
+from fastgraph.kernels.cuda import choices
 from fastgraph.models import DeepLearningModel, Net
-from kernels.cuda import choices
 from tests.reference import assert_close_to_reference, in_threads, random, scaled
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("own_table")]

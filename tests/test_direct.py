@@ -8,8 +8,8 @@ from torch import nn
 
 import fastgraph
 from fastgraph.direct import through_door
-from kernels import native
-from kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels import native
+from fastgraph.kernels.mlp.op import Direct as Mlp
 from tests.reference import random
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import export
-from export import check
-from export import onnx as export_onnx
+from fastgraph import export
 from fastgraph.capture import capture
 from fastgraph.data import digits
+from fastgraph.export import check
+from fastgraph.export import onnx as export_onnx
 from fastgraph.models import DeepLearningModel
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-import export
-from export import cli, deploy, graphs, triton_config
+from fastgraph import export
 from fastgraph.data import photograph
+from fastgraph.export import cli, deploy, graphs, triton_config
 
 PICTURES = ("svg", "png", "dot") if graphs.have_dot() else ("dot",)
 
@@ -128,7 +128,7 @@ def test_the_metadata_are_in_the_files(folder: tuple[Path, list[str]]) -> None:
 
 
 def test_both_exports_are_compared_in_one_run(folder: tuple[Path, list[str]]) -> None:
-    from export.compare import compare
+    from fastgraph.export.compare import compare
 
     path = folder[0] / "deep.onnx"
     line = compare(path, path, torch.rand(1, 784), threads=1)
@@ -153,7 +153,7 @@ def test_both_exports_are_compared_in_one_run(folder: tuple[Path, list[str]]) ->
     ],
 )
 def test_the_comparison_says_faster_slower_or_neither(ours: list[float], expected: str) -> None:
-    from export.compare import verdict
+    from fastgraph.export.compare import verdict
 
     assert verdict(ours, [0.02] * 9).startswith(expected)
 

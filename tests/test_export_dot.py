@@ -8,8 +8,8 @@ import pytest
 import torch
 import torchvision
 
-from export import graphs
-from export.graphs import Graph, dot, inductor
+from fastgraph.export import graphs
+from fastgraph.export.graphs import Graph, dot, inductor
 from tests import pictures
 
 NEEDS_DOT = pytest.mark.skipif(not graphs.have_dot(), reason="graphviz's dot is not installed")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from export import files
+from fastgraph.export import files
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import fastgraph
-from export import graphs
-from export.graphs import compiled, inductor, text
-from export.graphs.nodes import Edge, Graph, Node
 from fastgraph.capture import capture
+from fastgraph.export import graphs
+from fastgraph.export.graphs import compiled, inductor, text
+from fastgraph.export.graphs.nodes import Edge, Graph, Node
 from fastgraph.models import DeepLearningModel
 from tests import pictures
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import export
 import fastgraph
 import fastgraph.rewrite
-from bench.cases import informative_net, variants
-from export import onnx as export_onnx
+from fastgraph import export
+from fastgraph.bench.cases import informative_net, variants
 from fastgraph.data import digits, photograph
+from fastgraph.export import onnx as export_onnx
 from fastgraph.models import DeepLearningModel
 from tests.reference import assert_close_to_reference
 

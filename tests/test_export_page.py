@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from export import graphs
-from export.graphs import page
-from export.graphs.nodes import Edge, Graph, Node, Picture
+from fastgraph.export import graphs
+from fastgraph.export.graphs import page
+from fastgraph.export.graphs.nodes import Edge, Graph, Node, Picture
 from tests import pictures
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import export
 import fastgraph
-from bench.cases import informative_net, variants
+from fastgraph import export
+from fastgraph.bench.cases import informative_net, variants
 from fastgraph.data import photograph
 from fastgraph.models import Net
 from tests.reference import assert_close_to_reference

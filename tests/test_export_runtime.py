@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import export
-from export import runtime
+from fastgraph import export
+from fastgraph.export import runtime
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export import steps
+from fastgraph.export import steps
 from fastgraph.models import DeepLearningModel, Net
 
 

@@ -7,8 +7,8 @@ import torch
 from google.protobuf import text_format
 from torch import nn
 
-import export
-from export import triton_config
+from fastgraph import export
+from fastgraph.export import triton_config
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import fastgraph
-from kernels.conv_pool.op import Direct as ConvPool
-from kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
-from kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels.conv_pool.op import Direct as ConvPool
+from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
+from fastgraph.kernels.mlp.op import Direct as Mlp
 from tests.reference import layers, random
 
 GEOMETRY = ([1, 1], [0, 0], [1, 1], [2, 2], [2, 2], [0, 0], False)

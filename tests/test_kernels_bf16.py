@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import fastgraph
-import kernels.conv_pool.op
-import kernels.conv_pool.reference
-import kernels.conv_pool_mlp.op
-import kernels.mlp.reference
+import fastgraph.kernels.conv_pool.op
+import fastgraph.kernels.conv_pool.reference
+import fastgraph.kernels.conv_pool_mlp.op
+import fastgraph.kernels.mlp.reference
 from fastgraph.data import digits
+from fastgraph.kernels import native
+from fastgraph.kernels.mlp.op import ACTIVATIONS, packed
+from fastgraph.kernels.native import cpu_capability
 from fastgraph.models import DeepLearningModel, Net
-from kernels import native
-from kernels.mlp.op import ACTIVATIONS, packed
-from kernels.native import cpu_capability
 from tests.reference import assert_close_to_reference, check_gradients, check_op, layers, random
 
 ops = torch.ops.fastgraph

@@ -5,8 +5,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import kernels.conv_pool.reference as reference
-from kernels.conv_pool.op import Direct
+import fastgraph.kernels.conv_pool.reference as reference
+from fastgraph.kernels.conv_pool.op import Direct
 from tests.reference import check_gradients, check_op, random
 
 conv_pool = torch.ops.fastgraph.conv_pool.default

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-import kernels.conv_pool_mlp.reference as reference
-from kernels.conv_pool_mlp.op import Direct
+import fastgraph.kernels.conv_pool_mlp.reference as reference
+from fastgraph.kernels.conv_pool_mlp.op import Direct
 from tests.reference import check_gradients, check_op, layers, random
 
 op = torch.ops.fastgraph.conv_pool_mlp.default

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch._functorch.aot_autograd import aot_function
 
-from kernels.conv_pool import cuda as conv_pool
-from kernels.conv_pool_mlp import cuda as conv_pool_mlp
-from kernels.cuda import architecture, choices, dispatch, target, tiles
-from kernels.cuda.architecture import ARCHITECTURES, COMPILED, OLDEST
-from kernels.cuda.choices import Choice
-from kernels.cuda.measure import Trial, Trials, measure
-from kernels.cuda.target import Target, activation_code, fp32_precision, padded
-from kernels.cuda.tiles import Tile
-from kernels.mlp import cuda as mlp
-from kernels.mlp.op import ACTIVATIONS
+from fastgraph.kernels.conv_pool import cuda as conv_pool
+from fastgraph.kernels.conv_pool_mlp import cuda as conv_pool_mlp
+from fastgraph.kernels.cuda import architecture, choices, dispatch, target, tiles
+from fastgraph.kernels.cuda.architecture import ARCHITECTURES, COMPILED, OLDEST
+from fastgraph.kernels.cuda.choices import Choice
+from fastgraph.kernels.cuda.measure import Trial, Trials, measure
+from fastgraph.kernels.cuda.target import Target, activation_code, fp32_precision, padded
+from fastgraph.kernels.cuda.tiles import Tile
+from fastgraph.kernels.mlp import cuda as mlp
+from fastgraph.kernels.mlp.op import ACTIVATIONS
 from tests.gpu import on_cuda, stand_in_gpu
 from tests.reference import layers, random
 

@@ -16,11 +16,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import door, native
-from kernels.conv_pool.op import Direct as ConvPool
-from kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
-from kernels.mlp.op import Direct as Mlp
-from kernels.weights import Snapshot
+from fastgraph.kernels import door, native
+from fastgraph.kernels.conv_pool.op import Direct as ConvPool
+from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
+from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels.weights import Snapshot
 from tests.reference import in_threads, layers, random
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kernels import native
-from kernels.conv_pool import op as conv_pool
-from kernels.conv_pool_mlp import op as conv_pool_mlp  # noqa: F401  (registers the op)
-from kernels.mlp import op as mlp
+from fastgraph.kernels import native
+from fastgraph.kernels.conv_pool import op as conv_pool
+from fastgraph.kernels.conv_pool_mlp import op as conv_pool_mlp  # noqa: F401  (registers the op)
+from fastgraph.kernels.mlp import op as mlp
 from tests.reference import layers, random
 from tests.test_kernels_conv_pool import CASES, arguments
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kernels.mlp.reference as reference
-from kernels.mlp.op import ACTIVATIONS, Direct
+import fastgraph.kernels.mlp.reference as reference
+from fastgraph.kernels.mlp.op import ACTIVATIONS, Direct
 from tests.reference import check_op, layers, random
 
 mlp = torch.ops.fastgraph.mlp.default

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from kernels import native
-from kernels.native import CAPABILITIES, _choose
+from fastgraph.kernels import native
+from fastgraph.kernels.native import CAPABILITIES, _choose
 from tests.conftest import ISAS
 
 
@@ -30,7 +30,7 @@ def test_best_vector_isa_is_the_default() -> None:
 def test_forced(name: str) -> None:
     code = """
 import torch, fastgraph
-from kernels import native
+from fastgraph.kernels import native
 module = native.kernels()
 y = torch.ops.fastgraph.mlp.default(torch.ones(2, 3), [torch.ones(4, 3)], [None], ["relu"])
 print(fastgraph.cpu_capability(), module and module.isa(), y.sum().item())
@@ -72,7 +72,7 @@ def test_a_capability_that_cannot_be_had_is_an_error_with_the_choices(name: str,
     )
 
 
-WITHOUT_LIBRARY = "import sys; sys.modules['kernels._native'] = None\n"
+WITHOUT_LIBRARY = "import sys; sys.modules['fastgraph.kernels._native'] = None\n"
 
 
 def test_without_the_compiled_library_everything_runs_through_aten_and_says_so_once() -> None:

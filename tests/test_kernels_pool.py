@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from kernels import native
+from fastgraph.kernels import native
 from tests.reference import in_threads, layers, random
 
 mlp = torch.ops.fastgraph.mlp.default

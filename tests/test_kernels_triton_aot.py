@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from kernels.cuda import architecture
-from kernels.cuda.architecture import ARCHITECTURES, COMPILED
-from kernels.triton_aot import KINDS, Row, launches, main, measure, resident_blocks, shortcomings
+from fastgraph.kernels.cuda import architecture
+from fastgraph.kernels.cuda.architecture import ARCHITECTURES, COMPILED
+from fastgraph.kernels.triton_aot import KINDS, Row, launches, main, measure, resident_blocks, shortcomings
 
 # Every kernel on sm_90 in bf16, every architecture, every precision; not every combination.
 SUBSET = [
@@ -95,7 +95,7 @@ def test_blocks_of_a_multiprocessor(change: dict, blocks: int) -> None:
 def test_the_command_writes_its_table_and_fails_where_a_row_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import kernels.triton_aot as aot
+    import fastgraph.kernels.triton_aot as aot
 
     file = tmp_path / "table.json"
     monkeypatch.setattr(aot, "rows", lambda architectures, kinds: iter([GOOD, replace(GOOD, short=["spills 4 bytes"])]))
@@ -108,7 +108,7 @@ def test_the_command_writes_its_table_and_fails_where_a_row_is_short(
 
 def test_an_architecture_without_a_table_row_is_an_error() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "kernels.triton_aot", "--architecture", "sm_1"],
+        [sys.executable, "-m", "fastgraph.kernels.triton_aot", "--architecture", "sm_1"],
         capture_output=True,
         text=True,
         check=False,

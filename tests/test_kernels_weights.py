@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from kernels.weights import Packed, Snapshot
+from fastgraph.kernels.weights import Packed, Snapshot
 
 
 @pytest.fixture

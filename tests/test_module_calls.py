@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import fastgraph
-from kernels import native
-from kernels.mlp import op
+from fastgraph.kernels import native
+from fastgraph.kernels.mlp import op
 from tests.reference import in_threads, random
 
 

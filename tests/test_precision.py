@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import fastgraph
+from fastgraph.kernels import native
 from fastgraph.models import DeepLearningModel
 from fastgraph.verify import error
-from kernels import native
 from tests.reference import random
 from tests.test_rewrite_simplify import IMAGE, randomised
 

@@ -5,8 +5,8 @@ import ctypes
 import pytest
 import torch
 
+from fastgraph.kernels.mlp.op import packed, run
 from fastgraph.models import DeepLearningModel, Net
-from kernels.mlp.op import packed, run
 from tests.conftest import ISAS
 from tests.reference import layers, random
 
@@ -63,7 +63,7 @@ def test_batch_place_and_threads_of_images(generator: torch.Generator) -> None:
 @pytest.mark.skipif(len(ISAS) < 2, reason="this machine has one ISA")
 @pytest.mark.parametrize("batch", [1, 2, 7, 16, 33])
 def test_every_isa(batch: int, generator: torch.Generator) -> None:
-    from kernels import native
+    from fastgraph.kernels import native
 
     module = native.kernels()
     assert module is not None
@@ -82,8 +82,8 @@ def test_every_isa(batch: int, generator: torch.Generator) -> None:
 
 
 def test_every_activation_on_every_isa(generator: torch.Generator) -> None:
-    from kernels import native
-    from kernels.mlp.op import ACTIVATIONS
+    from fastgraph.kernels import native
+    from fastgraph.kernels.mlp.op import ACTIVATIONS
 
     module = native.kernels()
     if module is None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from bench.backends.aotinductor import AotInductor
-from bench.backends.backend import DTYPES, Backend, Setting
-from bench.backends.eager import Eager
-from bench.backends.fastgraph_compile import FastgraphCompile
-from bench.backends.fastgraph_direct import FastgraphDirect
-from bench.backends.fastgraph_inductor import FastgraphInductor
-from bench.backends.onnxruntime_ours import OnnxruntimeOurs
-from bench.backends.onnxruntime_plain import OnnxruntimePlain
-from bench.backends.openvino import OpenVino
-from bench.backends.torch_compile import TorchCompile
-from bench.backends.torch_compile_max import TorchCompileMax
+from fastgraph.bench.backends.aotinductor import AotInductor
+from fastgraph.bench.backends.backend import DTYPES, Backend, Setting
+from fastgraph.bench.backends.eager import Eager
+from fastgraph.bench.backends.fastgraph_compile import FastgraphCompile
+from fastgraph.bench.backends.fastgraph_direct import FastgraphDirect
+from fastgraph.bench.backends.fastgraph_inductor import FastgraphInductor
+from fastgraph.bench.backends.onnxruntime_ours import OnnxruntimeOurs
+from fastgraph.bench.backends.onnxruntime_plain import OnnxruntimePlain
+from fastgraph.bench.backends.openvino import OpenVino
+from fastgraph.bench.backends.torch_compile import TorchCompile
+from fastgraph.bench.backends.torch_compile_max import TorchCompileMax
 
 BACKENDS: dict[str, type[Backend]] = {
     "eager": Eager,

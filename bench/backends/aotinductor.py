@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from bench.backends.backend import Backend, Setting, at_least_two_rows
+from fastgraph.bench.backends.backend import Backend, Setting, at_least_two_rows
 
 
 class AotInductor(Backend):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import fastgraph
-from bench.backends.backend import Backend, Setting
+from fastgraph.bench.backends.backend import Backend, Setting
 
 
 class FastgraphCompile(Backend):

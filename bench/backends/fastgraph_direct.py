@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 import fastgraph
-from bench.backends.backend import Backend, Setting
+from fastgraph.bench.backends.backend import Backend, Setting
 
 
 class FastgraphDirect(Backend):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.backends.fastgraph_direct import FastgraphDirect
+from fastgraph.bench.backends.fastgraph_direct import FastgraphDirect
 
 
 class FastgraphInductor(FastgraphDirect):

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import fastgraph
-from bench.backends.onnxruntime_plain import OnnxruntimePlain
+from fastgraph.bench.backends.onnxruntime_plain import OnnxruntimePlain
 
 
 class OnnxruntimeOurs(OnnxruntimePlain):
@@ -17,6 +17,6 @@ class OnnxruntimeOurs(OnnxruntimePlain):
 
     def export(self, model: nn.Module, x: Tensor, path: Path) -> None:
         """Writes the ONNX file of the optimized module."""
-        from export import to_onnx
+        from fastgraph.export import to_onnx
 
         to_onnx(fastgraph.optimize(model, (x,), verify=False).eval(), (x,), path, verify=False)

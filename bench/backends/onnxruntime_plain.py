@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.backends.backend import Backend, Setting
+from fastgraph.bench.backends.backend import Backend, Setting
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -30,7 +30,7 @@ class OnnxruntimePlain(Backend):
 
     def export(self, model: nn.Module, x: Tensor, path: Path) -> None:
         """Writes the ONNX file; the bench checks what comes out itself."""
-        from export import to_onnx
+        from fastgraph.export import to_onnx
 
         to_onnx(model, (x,), path, verify=False)
 

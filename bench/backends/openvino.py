@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from bench.backends.backend import Backend, Setting
+from fastgraph.bench.backends.backend import Backend, Setting
 
 
 class OpenVino(Backend):
@@ -45,7 +45,7 @@ class OpenVino(Backend):
 
     def _file(self, model: nn.Module, x: Tensor) -> bytes:
         """The model's ONNX file, exported once for all batch sizes."""
-        from export import to_onnx
+        from fastgraph.export import to_onnx
 
         if self._exported[0] is not model:
             with TemporaryDirectory() as folder:

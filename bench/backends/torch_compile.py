@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.backends.backend import Backend, Setting
+from fastgraph.bench.backends.backend import Backend, Setting
 
 
 class TorchCompile(Backend):

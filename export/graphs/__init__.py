@@ -11,13 +11,13 @@ import torch
 from torch import fx, nn
 
 import fastgraph
-from export.graphs import inductor, text
-from export.graphs.compiled import Compiled
-from export.graphs.dot import INSTALL, have_dot, render, to_dot
-from export.graphs.nodes import Edge, Graph, Node, Picture, read
-from export.graphs.page import to_html
-from export.graphs.run import measure, record
 from fastgraph.capture import flatten_inputs
+from fastgraph.export.graphs import inductor, text
+from fastgraph.export.graphs.compiled import Compiled
+from fastgraph.export.graphs.dot import INSTALL, have_dot, render, to_dot
+from fastgraph.export.graphs.nodes import Edge, Graph, Node, Picture, read
+from fastgraph.export.graphs.page import to_html
+from fastgraph.export.graphs.run import measure, record
 
 __all__ = ["INSTALL", "Edge", "Graph", "Node", "Picture", "draw", "have_dot", "render", "to_dot", "to_html"]
 

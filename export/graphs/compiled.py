@@ -17,9 +17,9 @@ from unittest.mock import patch
 import torch
 from torch import fx
 
-from export.graphs.inductor import TITLE, configured, read
-from export.graphs.nodes import Edge, Graph, Node
-from export.runtime import standard_error
+from fastgraph.export.graphs.inductor import TITLE, configured, read
+from fastgraph.export.graphs.nodes import Edge, Graph, Node
+from fastgraph.export.runtime import standard_error
 
 _CALL = "## Call CompiledFxGraph"
 

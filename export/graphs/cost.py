@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from kernels.conv_pool.reference import conv_pool
-from kernels.conv_pool_mlp.reference import conv_pool_mlp
-from kernels.mlp.reference import mlp
+from fastgraph.kernels.conv_pool.reference import conv_pool
+from fastgraph.kernels.conv_pool_mlp.reference import conv_pool_mlp
+from fastgraph.kernels.mlp.reference import mlp
 
 aten = torch.ops.aten
 # Its fake knows a fused op's shape alone; the definition knows its operators.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import graphviz
 
-from export import files
-from export.graphs import text
-from export.graphs.nodes import Graph, Node, Picture
+from fastgraph.export import files
+from fastgraph.export.graphs import text
+from fastgraph.export.graphs.nodes import Graph, Node, Picture
 
 INSTALL = "graphviz's `dot` is not installed, so there are no SVG and PNG: apt install graphviz (or brew, conda)"
 TIMEOUT_S = 60

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from export.graphs.cost import operations
-from export.graphs.nodes import Edge, Graph, Node
+from fastgraph.export.graphs.cost import operations
+from fastgraph.export.graphs.nodes import Edge, Graph, Node
 
 TITLE = "torch.compile (Inductor)"
 _LIBRARY = ("convolution", "mm", "addmm", "bmm")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx
 
-from export.graphs.cost import Cost, cost
-from export.graphs.run import Recorded
 from fastgraph.direct import constant_nodes
+from fastgraph.export.graphs.cost import Cost, cost
+from fastgraph.export.graphs.run import Recorded
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from html import escape
 from importlib.resources import files
 from itertools import accumulate, groupby
 
-from export.graphs import text
-from export.graphs.nodes import Graph, Node, Picture
+from fastgraph.export.graphs import text
+from fastgraph.export.graphs.nodes import Graph, Node, Picture
 
 Piece = tuple[int, int, Node, bool]
 """First row, row behind the last, the node, whether it is where the node begins."""
@@ -20,7 +20,7 @@ ROW_EM, CARD_EM, AGAIN_EM, GAP_EM = 6.4, 4.8, 2.0, 1.6
 
 def to_html(title: str, pictures: Sequence[Picture], extra: str = "") -> str:
     """The page. ``extra`` is HTML that comes behind the pictures."""
-    read = lambda name: files("export.graphs").joinpath(name).read_text(encoding="utf-8")  # noqa: E731
+    read = lambda name: files("fastgraph.export.graphs").joinpath(name).read_text(encoding="utf-8")  # noqa: E731
     body = "\n".join(_section(index, picture) for index, picture in enumerate(pictures))
     links = "".join(f'<a href="#picture-{i}">{escape(picture.name)}</a>' for i, picture in enumerate(pictures))
     parts = {"title": escape(title), "style": read("page.css"), "script": read("page.js"), "links": links}

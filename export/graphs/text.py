@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.graphs.nodes import Graph, Node
+from fastgraph.export.graphs.nodes import Graph, Node
 
 
 def shape(node: Node) -> str:

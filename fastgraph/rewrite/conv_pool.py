@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastgraph.kernels.conv_pool.op import refusal
 from fastgraph.rewrite.rule import Match, Rule, argument, aten, calls, only_user, value
-from kernels.conv_pool.op import refusal
 
 CONV = (aten.conv2d.default, aten.conv2d.padding)
 POOL = aten.max_pool2d.default

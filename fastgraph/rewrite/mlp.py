@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastgraph.kernels.mlp.op import LAST_ONLY, MAX_ACTIVATIONS
 from fastgraph.rewrite.rule import Match, Rule, argument, aten, calls, only_user, value
-from kernels.mlp.op import LAST_ONLY, MAX_ACTIVATIONS
 
 LINEAR = aten.linear.default
 OP = torch.ops.fastgraph.mlp.default

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from kernels.conv_pool.op import Geometry, conv_size, output_shape
-from kernels.cuda import choices, tiles
-from kernels.cuda.measure import Trial, Trials
-from kernels.cuda.target import Target, cdiv
-from kernels.cuda.tiles import Tile
+from fastgraph.kernels.conv_pool.op import Geometry, conv_size, output_shape
+from fastgraph.kernels.cuda import choices, tiles
+from fastgraph.kernels.cuda.measure import Trial, Trials
+from fastgraph.kernels.cuda.target import Target, cdiv
+from fastgraph.kernels.cuda.tiles import Tile
 
 LARGEST = 2**31 - 1  # pooled pixels of one image: places in it are 32-bit numbers
 
@@ -70,7 +70,7 @@ def run(
     tile: Tile | None = None,
 ) -> torch.Tensor:
     """The op by its Triton kernel; `tile` None: the one measured as fastest, or the default."""
-    from kernels.conv_pool import triton as kernels
+    from fastgraph.kernels.conv_pool import triton as kernels
 
     y = input.new_empty(output_shape(input, weight, geometry))
     batch, channels, height, width = y.shape

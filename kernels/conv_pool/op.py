@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from kernels import autograd, native
-from kernels.checks import require, require_like, shape_of
-from kernels.conv_pool import reference
-from kernels.cuda import dispatch as cuda
-from kernels.mlp.op import LIBRARY
-from kernels.weights import Packed
+from fastgraph.kernels import autograd, native
+from fastgraph.kernels.checks import require, require_like, shape_of
+from fastgraph.kernels.conv_pool import reference
+from fastgraph.kernels.cuda import dispatch as cuda
+from fastgraph.kernels.mlp.op import LIBRARY
+from fastgraph.kernels.weights import Packed
 
 MAX_OPEN_ROWS = 16  # pooling windows that one row can lie in; kMaxOpenRows in kernels/conv_pool/cpu.h
 MAX_POOL_PADDING = 16  # kMaximaMargin there

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.cuda.functions import add_bias, maximum_or_nan, multiply_add, rounded_to, weight_columns
+from fastgraph.kernels.cuda.functions import add_bias, maximum_or_nan, multiply_add, rounded_to, weight_columns
 
 
 @triton.jit

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from kernels.conv_pool import cuda as conv_pool
-from kernels.conv_pool.op import Geometry, output_shape
-from kernels.conv_pool_mlp.op import split
-from kernels.cuda import choices, tiles
-from kernels.cuda.measure import Trial, Trials
-from kernels.cuda.target import Target, activation_code, cdiv, padded
-from kernels.cuda.tiles import Tile
-from kernels.mlp import cuda as mlp
-from kernels.mlp.op import ACTIVATIONS, Weights
-from kernels.mlp.reference import split as split_activation
+from fastgraph.kernels.conv_pool import cuda as conv_pool
+from fastgraph.kernels.conv_pool.op import Geometry, output_shape
+from fastgraph.kernels.conv_pool_mlp.op import split
+from fastgraph.kernels.cuda import choices, tiles
+from fastgraph.kernels.cuda.measure import Trial, Trials
+from fastgraph.kernels.cuda.target import Target, activation_code, cdiv, padded
+from fastgraph.kernels.cuda.tiles import Tile
+from fastgraph.kernels.mlp import cuda as mlp
+from fastgraph.kernels.mlp.op import ACTIVATIONS, Weights
+from fastgraph.kernels.mlp.reference import split as split_activation
 
 MOST_LAYERS = 3
 MOST_PRODUCTS = 9  # matrix products of the convolution a pooled row: they are all unrolled
@@ -99,7 +99,7 @@ def describe(input: torch.Tensor, *arguments: Any, target: Target) -> tuple[str,
 
 def whole(input: torch.Tensor, *arguments: Any, target: Target, tile: Tile | None = None) -> torch.Tensor:
     """The op in one launch."""
-    from kernels.conv_pool_mlp import triton as kernels
+    from fastgraph.kernels.conv_pool_mlp import triton as kernels
 
     weight, bias, geometry, weights, biases, activations = split(arguments)
     batch, channels, height, _ = output_shape(input, weight, geometry)

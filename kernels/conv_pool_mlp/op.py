@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from kernels import autograd, native
-from kernels.checks import require, shape_of
-from kernels.conv_pool import op as conv_pool
-from kernels.conv_pool_mlp import reference
-from kernels.cuda import dispatch as cuda
-from kernels.mlp import op as mlp
-from kernels.mlp.op import LIBRARY, Biases, Weights
+from fastgraph.kernels import autograd, native
+from fastgraph.kernels.checks import require, shape_of
+from fastgraph.kernels.conv_pool import op as conv_pool
+from fastgraph.kernels.conv_pool_mlp import reference
+from fastgraph.kernels.cuda import dispatch as cuda
+from fastgraph.kernels.mlp import op as mlp
+from fastgraph.kernels.mlp.op import LIBRARY, Biases, Weights
 
 LIBRARY.define(
     f"conv_pool_mlp(Tensor input, Tensor weight, Tensor? bias, {conv_pool.GEOMETRY}, "

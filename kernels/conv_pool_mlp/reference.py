@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from kernels.conv_pool.reference import conv_pool
-from kernels.mlp.reference import mlp
+from fastgraph.kernels.conv_pool.reference import conv_pool
+from fastgraph.kernels.mlp.reference import mlp
 
 
 def conv_pool_mlp(

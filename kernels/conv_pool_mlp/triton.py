@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from kernels.conv_pool.triton import not_padding, tap_places
-from kernels.cuda.functions import (
+from fastgraph.kernels.conv_pool.triton import not_padding, tap_places
+from fastgraph.kernels.cuda.functions import (
     add_bias,
     finish_layer,
     maximum_or_nan,

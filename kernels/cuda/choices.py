@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kernels.cuda.tiles import Tile
+from fastgraph.kernels.cuda.tiles import Tile
 
 PLANS = {"layers": "a kernel a layer", "whole": "one launch"}
 

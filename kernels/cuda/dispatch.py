@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from kernels.cuda.measure import measure
-from kernels.cuda.target import has_triton, target_of, unavailable
+from fastgraph.kernels.cuda.measure import measure
+from fastgraph.kernels.cuda.target import has_triton, target_of, unavailable
 
 
 def kernel_itself(kernel: Any) -> Any:
@@ -43,7 +43,7 @@ def provide_scratch() -> None:
 
 @functools.cache
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"kernels.{name}.cuda")
+    return importlib.import_module(f"fastgraph.kernels.{name}.cuda")
 
 
 def why_aten(name: str, arguments: tuple[Any, ...]) -> str | None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.cuda import choices
-from kernels.cuda.choices import Choice
-from kernels.cuda.tiles import Tile
+from fastgraph.kernels.cuda import choices
+from fastgraph.kernels.cuda.choices import Choice
+from fastgraph.kernels.cuda.tiles import Tile
 
 Bench = Callable[[Callable[[], Any]], float]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kernels.cuda.architecture import Architecture, architecture_of, processors_of
+from fastgraph.kernels.cuda.architecture import Architecture, architecture_of, processors_of
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 

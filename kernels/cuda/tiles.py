@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from kernels.cuda.architecture import Architecture
-from kernels.cuda.target import Target, padded
+from fastgraph.kernels.cuda.architecture import Architecture
+from fastgraph.kernels.cuda.target import Target, padded
 
 
 @dataclass(frozen=True)

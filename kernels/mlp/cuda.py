@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from kernels.cuda import choices, tiles
-from kernels.cuda.measure import Trial, Trials
-from kernels.cuda.target import Target, activation_code, cdiv, padded
-from kernels.cuda.tiles import Tile
-from kernels.mlp.op import ACTIVATIONS, LAST_ONLY, Biases, Weights
-from kernels.mlp.reference import ACTIVATIONS as FUNCTIONS
-from kernels.mlp.reference import split
+from fastgraph.kernels.cuda import choices, tiles
+from fastgraph.kernels.cuda.measure import Trial, Trials
+from fastgraph.kernels.cuda.target import Target, activation_code, cdiv, padded
+from fastgraph.kernels.cuda.tiles import Tile
+from fastgraph.kernels.mlp.op import ACTIVATIONS, LAST_ONLY, Biases, Weights
+from fastgraph.kernels.mlp.reference import ACTIVATIONS as FUNCTIONS
+from fastgraph.kernels.mlp.reference import split
 
 MOST_LAYERS = 4  # of the whole-chain kernel
 WIDEST = 256  # features that one program keeps in registers: of all layers from the second on
@@ -103,7 +103,7 @@ def linear(
     tile: Tile | None = None,
 ) -> torch.Tensor:
     """One layer on rows x [M, K]; `tile` None: the one measured as fastest, or the default."""
-    from kernels.mlp import triton as kernels
+    from fastgraph.kernels.mlp import triton as kernels
 
     (rows, depth), features = x.shape, weight.shape[0]
     names = split(activation)
@@ -137,7 +137,7 @@ def whole(
     tile: Tile | None = None,
 ) -> torch.Tensor:
     """The whole chain on rows x [M, K] in one launch."""
-    from kernels.mlp import triton as kernels
+    from fastgraph.kernels.mlp import triton as kernels
 
     sizes = [w.shape[0] for w in weights]
     if tile is None:

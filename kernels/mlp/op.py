@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from kernels import autograd, native
-from kernels.checks import require, require_like, shape_of
-from kernels.cuda import dispatch as cuda
-from kernels.mlp import reference
-from kernels.weights import Packed
+from fastgraph.kernels import autograd, native
+from fastgraph.kernels.checks import require, require_like, shape_of
+from fastgraph.kernels.cuda import dispatch as cuda
+from fastgraph.kernels.mlp import reference
+from fastgraph.kernels.weights import Packed
 
 # The order of `enum class Activation` in kernels/cpu/activation.h.
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softmax", "log_softmax")

@@ -7,7 +7,7 @@ next layer, as eager does. Weights are in nn.Linear's layout [out_features, in_f
 import triton
 import triton.language as tl
 
-from kernels.cuda.functions import finish_layer, multiply_add, rounded_to, weight_columns
+from fastgraph.kernels.cuda.functions import finish_layer, multiply_add, rounded_to, weight_columns
 
 
 @triton.jit

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-import kernels.conv_pool.reference as conv_pool_reference
-import kernels.conv_pool_mlp.reference as conv_pool_mlp_reference
-import kernels.mlp.reference as mlp_reference
-from kernels.conv_pool import cuda as conv_pool
-from kernels.conv_pool_mlp import cuda as conv_pool_mlp
-from kernels.cuda.architecture import ARCHITECTURES
-from kernels.cuda.target import Target
-from kernels.mlp import cuda as mlp
+import fastgraph.kernels.conv_pool.reference as conv_pool_reference
+import fastgraph.kernels.conv_pool_mlp.reference as conv_pool_mlp_reference
+import fastgraph.kernels.mlp.reference as mlp_reference
+from fastgraph.kernels.conv_pool import cuda as conv_pool
+from fastgraph.kernels.conv_pool_mlp import cuda as conv_pool_mlp
+from fastgraph.kernels.cuda.architecture import ARCHITECTURES
+from fastgraph.kernels.cuda.target import Target
+from fastgraph.kernels.mlp import cuda as mlp
 from tests.reference import assert_close_to_reference, double, layers, random
 from tests.triton_interpreter.guard import convert, guarded_outputs, in_nan, rows_in_nan
 

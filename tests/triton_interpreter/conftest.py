@@ -13,7 +13,7 @@ collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["tes
 @pytest.fixture(autouse=True)
 def no_saved_choices(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> None:
     """No table that a user may have measured."""
-    from kernels.cuda import choices
+    from fastgraph.kernels.cuda import choices
 
     monkeypatch.setenv("FASTGRAPH_CUDA_CHOICES", os.path.join(tmp_path, "none.json"))
     choices.table.cache_clear()

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kernels.conv_pool import cuda as conv_pool
-from kernels.conv_pool_mlp import cuda as conv_pool_mlp
-from kernels.mlp import cuda as mlp
+from fastgraph.kernels.conv_pool import cuda as conv_pool
+from fastgraph.kernels.conv_pool_mlp import cuda as conv_pool_mlp
+from fastgraph.kernels.mlp import cuda as mlp
 from tests.reference import layers
 from tests.triton_interpreter.checks import (
     GEOMETRIES,

@@ -5,9 +5,9 @@ from itertools import islice
 
 import torch
 
-from kernels.conv_pool_mlp import cuda as conv_pool_mlp
-from kernels.cuda import choices
-from kernels.cuda.measure import Trials, measure
+from fastgraph.kernels.conv_pool_mlp import cuda as conv_pool_mlp
+from fastgraph.kernels.cuda import choices
+from fastgraph.kernels.cuda.measure import Trials, measure
 from tests.reference import layers
 from tests.triton_interpreter.checks import GEOMETRIES, Launcher, conv_arguments, generator, target
 

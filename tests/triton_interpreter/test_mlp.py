@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kernels.cuda.tiles import Tile
-from kernels.mlp import cuda as mlp
-from kernels.mlp.op import ACTIVATIONS
+from fastgraph.kernels.cuda.tiles import Tile
+from fastgraph.kernels.mlp import cuda as mlp
+from fastgraph.kernels.mlp.op import ACTIVATIONS
 from tests.reference import layers, random
 from tests.triton_interpreter.checks import KINDS, Launcher, check_mlp, generator, target
 

@@ -19,8 +19,8 @@ from triton.runtime.errors import InterpreterError
 from tests.reference import random
 from tests.triton_interpreter.checks import check_conv_pool, check_conv_pool_mlp, check_mlp, generator
 
-USERS = ("kernels.mlp.triton", "kernels.conv_pool.triton", "kernels.conv_pool_mlp.triton")
-FUNCTIONS, MLP, CONV_POOL, CONV_POOL_MLP = "kernels.cuda.functions", *USERS
+USERS = ("fastgraph.kernels.mlp.triton", "fastgraph.kernels.conv_pool.triton", "fastgraph.kernels.conv_pool_mlp.triton")
+FUNCTIONS, MLP, CONV_POOL, CONV_POOL_MLP = "fastgraph.kernels.cuda.functions", *USERS
 
 
 def with_infinity(plan: str) -> torch.Tensor:
