@@ -15,57 +15,18 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fastgraph.constants import constant_nodes
 from fastgraph.kernels.conv_pool.op import Direct as ConvPool
 from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
 from fastgraph.kernels.door import open_door, open_gate
 from fastgraph.kernels.mlp.op import Direct as Mlp
 from fastgraph.kernels.weights import Snapshot
-from fastgraph.rewrite.rule import is_mutation
 
 DOORS: dict[Any, Callable[..., Any]] = {
     torch.ops.fastgraph.mlp.default: Mlp,
     torch.ops.fastgraph.conv_pool.default: ConvPool,
     torch.ops.fastgraph.conv_pool_mlp.default: ConvPoolMlp,
 }
-
-
-def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Parameters and buffers that the graph does not write to, and what is computed from them alone.
-
-    Left out: values that leave the graph or that a result may alias, since the caller could write into them.
-    """
-    written = {arg for node in graph.nodes if is_mutation(node) for arg in node.all_input_nodes}
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            if node not in written and isinstance(node.meta.get("val"), torch.Tensor):  # not a nested graph
-                found.add(node)
-            continue
-        constant = _is_pure(node) and node not in written and all(arg in found for arg in node.all_input_nodes)
-        if constant and not any(_keeps_alias(user, node) for user in node.users):
-            found.add(node)
-    return found
-
-
-def _is_pure(node: fx.Node) -> bool:
-    """A function of the tensors that go in: it has some, writes to none, and draws no random numbers."""
-    target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and bool(node.all_input_nodes)
-        and not target._schema.is_mutable
-        and torch.Tag.nondeterministic_seeded not in target.tags
-        and isinstance(node.meta.get("val"), torch.Tensor)
-    )
-
-
-def _keeps_alias(user: fx.Node, node: fx.Node) -> bool:
-    """Whether `user` hands `node` out of the graph, or may return memory of it."""
-    if user.op != "call_function" or not isinstance(user.target, torch._ops.OpOverload):
-        return True
-    constant = all(arg.op == "get_attr" or arg is node for arg in user.all_input_nodes)
-    aliases = any(result.alias_info is not None for result in user.target._schema.returns)
-    return aliases and not constant
 
 
 def through_door(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
