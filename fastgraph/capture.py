@@ -6,7 +6,8 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +46,7 @@ class Captured:
     custom_gradients: list[str] = field(default_factory=list)  # autograd.Functions: their backward is not in the graph
     state: list[str] = field(default_factory=list)  # attributes that carry values from call to call: no graph can
     unseen: list[str] = field(default_factory=list)  # attributes that forward sets and that no result depends on
+    attributes: list[str] = field(default_factory=list)  # tensors of the graph that are plain attributes of the model
 
     @property
     def graph(self) -> fx.Graph:
@@ -88,6 +90,39 @@ class Captured:
         if self.grads is not None and self.grads != grad_facts(tensors):
             return f"inputs: the model looks at gradients: needs {self.grads}, got {grad_facts(tensors)}"
         return None
+
+    def fixed_sizes(self) -> list[tuple[str, int, int]]:
+        """(input, axis, size) for every size that is not free."""
+        return [
+            (node.name, axis, fixed)
+            for node in self.placeholders
+            for axis, size in enumerate(node.meta["val"].shape)
+            if (fixed := size if isinstance(size, int) else size.node.maybe_as_int()) is not None
+        ]
+
+    def differences(self, other: "Captured") -> list[str]:
+        """What this graph relies on and `other` does not, for a reader."""
+        found = [c for c in self.conditions if c not in other.conditions]
+        found += [f"{self.names[i]} = {value!r}" for i, value in self.constants.items() if other.constants.get(i) != value]
+        for mine, theirs in zip(self.placeholders, other.placeholders, strict=False):
+            kinds = mine.meta["val"].dtype, theirs.meta["val"].dtype
+            found += [f"{mine.name} of {kinds[0]}"] if kinds[0] != kinds[1] else []
+        return found
+
+    def rebind(self, model: nn.Module) -> None:
+        """Takes tensors that are neither parameters nor buffers from `model` as they are there now."""
+        for target in self.attributes:
+            path, _, name = target.rpartition(".")
+            owner = self.graph_module.get_submodule(path)
+            owner.__dict__[name] = vars(model.get_submodule(path))[name]
+
+    def over(self, model: nn.Module, memo: dict[int, Any]) -> "Captured":
+        """The same graph with the tensors of `model`, a copy of the one that was captured."""
+        copied = deepcopy(self.graph_module, memo)
+        graph_module = _over_originals(model, copied, copied.graph)
+        made = replace(self, graph_module=graph_module)
+        made.rebind(model)
+        return made
 
     @cached_property
     def names(self) -> list[str]:
@@ -286,6 +321,7 @@ def capture(
         custom_gradients=list(dict.fromkeys(observed.custom_gradients)),
         state=call.state,
         unseen=[] if call.state else sorted(assigned),
+        attributes=_plain_attributes(model, graph),
     )
 
 
@@ -318,6 +354,16 @@ def _over_originals(model: nn.Module, unlifted: nn.Module, graph: fx.Graph) -> f
         module.__dict__["_parameters"], module.__dict__["_buffers"] = own._parameters, own._buffers
         module.__dict__.update(constants)
     return graph_module
+
+
+def _plain_attributes(model: nn.Module, graph: fx.Graph) -> list[str]:
+    found = []
+    for node in graph.find_nodes(op="get_attr"):
+        path, _, name = str(node.target).rpartition(".")
+        owner = _submodule(model, path)
+        if owner is not None and isinstance(vars(owner).get(name), torch.Tensor):
+            found.append(str(node.target))
+    return found
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
