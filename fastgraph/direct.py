@@ -118,7 +118,7 @@ class Direct:
         """Computes the constants and packs the weights."""
         snapshot = Snapshot(self.tensors())
         values: dict[fx.Node, Any] = {node: owner[name] for node, (owner, name) in self._slots.items()}
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
             for node in self._graph.nodes:
                 if node in self._constants and node.op == "call_function":
                     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
