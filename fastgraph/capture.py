@@ -1,5 +1,6 @@
 """From an `nn.Module` to a graph of ATen operators, with every size free that the module leaves free."""
 
+import inspect
 import keyword
 import logging
 import threading
@@ -24,6 +25,7 @@ from fastgraph.tracing import TRACED, Call, Observed, attributes_set, stand_in
 # Layers whose training mode is not a pure function of the input.
 _TRAINING_LAYERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 _TALKATIVE = ("torch", "torch.export", "torch._export", "torch.fx", "torch._subclasses", "torch._dynamo")
+_GLOBALS = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"}  # of the code of a graph
 _LOCK = threading.RLock()  # torch.export is not made for several threads
 
 
@@ -70,31 +72,34 @@ class Captured:
         """(condition, the function that checks it) for every condition."""
         return [(condition, compile_condition(condition)) for condition in self.conditions]
 
-    def refusal(self, leaves: Sequence[Any]) -> str | None:
-        """Why the graph does not hold for these flattened inputs, tensors and others; None if it does."""
+    def refusal(self, leaves: Sequence[Any]) -> Exception | None:
+        """The error that says why the graph does not hold for these flattened inputs, tensors and others."""
         for place, value in self.constants.items():
             if constant_key(leaves[place]) != constant_key(value):
-                return f"{self.names[place]}: needs the value of the example, {value!r}, got {leaves[place]!r}"
+                what = f"needs the value of the example, {value!r}, got {_shown(leaves[place])}"
+                return RuntimeError(f"{self.names[place]}: {what}")
         tensors = [leaf for i, leaf in enumerate(leaves) if i not in self.constants]
+        named = {str(node.target): value for node, value in zip(self.placeholders, tensors, strict=True)}
         for node, value in zip(self.placeholders, tensors, strict=True):
-            if reason := _mismatch(node, value):
-                return f"{node.name}: {reason}"
-        named = {node.name: value for node, value in zip(self.placeholders, tensors, strict=True)}
+            if not isinstance(value, torch.Tensor):
+                return TypeError(f"{node.target}: needs a tensor, got {type(value).__name__}")
+            if reason := _mismatch(node.meta["val"], value):
+                return RuntimeError(f"{node.target}: needs {reason}")
         for condition, holds in self.checks:
             if not holds(named):
                 used = {n: t for n, t in named.items() if f"{n}.shape" in condition}
                 got = ", ".join(f"{n} of shape {list(t.shape)}" for n, t in used.items())
-                return f"inputs: the captured graph needs {condition}, got {got}"
-        if self.strides is not None and self.strides != [tuple(t.stride()) for t in tensors]:
-            return f"inputs: the model looks at strides: needs {self.strides}, got {[t.stride() for t in tensors]}"
-        if self.grads is not None and self.grads != grad_facts(tensors):
-            return f"inputs: the model looks at gradients: needs {self.grads}, got {grad_facts(tensors)}"
+                return RuntimeError(f"inputs: the captured graph needs {condition}, got {got}")
+        if self.strides is not None and self.strides != (got_strides := [tuple(t.stride()) for t in tensors]):
+            return RuntimeError(f"inputs: the model looks at strides: needs {self.strides}, got {got_strides}")
+        if self.grads is not None and self.grads != (got_grads := grad_facts(tensors)):
+            return RuntimeError(f"inputs: the model looks at gradients: needs {self.grads}, got {got_grads}")
         return None
 
     def fixed_sizes(self) -> list[tuple[str, int, int]]:
         """(input, axis, size) for every size that is not free."""
         return [
-            (node.name, axis, fixed)
+            (str(node.target), axis, fixed)
             for node in self.placeholders
             for axis, size in enumerate(node.meta["val"].shape)
             if (fixed := size if isinstance(size, int) else size.node.maybe_as_int()) is not None
@@ -106,22 +111,13 @@ class Captured:
         found += [f"{self.names[i]} = {value!r}" for i, value in self.constants.items() if other.constants.get(i) != value]
         for mine, theirs in zip(self.placeholders, other.placeholders, strict=False):
             kinds = mine.meta["val"].dtype, theirs.meta["val"].dtype
-            found += [f"{mine.name} of {kinds[0]}"] if kinds[0] != kinds[1] else []
+            found += [f"{mine.target} of {kinds[0]}"] if kinds[0] != kinds[1] else []
         return found
-
-    def rebind(self, model: nn.Module) -> None:
-        """Takes tensors that are neither parameters nor buffers from `model` as they are there now."""
-        for target in self.attributes:
-            path, _, name = target.rpartition(".")
-            owner = self.graph_module.get_submodule(path)
-            owner.__dict__[name] = vars(model.get_submodule(path))[name]
 
     def over(self, model: nn.Module, memo: dict[int, Any]) -> "Captured":
         """The same graph with the tensors of `model`, a copy of the one that was captured."""
-        copied = deepcopy(self.graph_module, memo)
-        graph_module = _over_originals(model, copied, copied.graph)
-        made = replace(self, graph_module=graph_module)
-        made.rebind(model)
+        made = replace(self, graph_module=read_from(model, deepcopy(self.graph_module, memo)))
+        rebind(made.graph_module, model, self.attributes)
         return made
 
     @cached_property
@@ -136,18 +132,20 @@ def grad_facts(tensors: Sequence[torch.Tensor]) -> tuple[bool, ...]:
     return torch.is_grad_enabled(), *(t.requires_grad for t in tensors)
 
 
-def _mismatch(node: fx.Node, value: Any) -> str | None:
-    """What is wrong with an input, apart from its sizes."""
-    expected = node.meta["val"]
-    if not isinstance(value, torch.Tensor):
-        return f"needs a tensor, got {type(value).__name__}"
+def _mismatch(expected: torch.Tensor, value: torch.Tensor) -> str | None:
+    """What is needed of an input and what came, apart from its sizes."""
     if value.dim() != expected.dim():
-        return f"needs a tensor of {expected.dim()} dimensions, {sizes(expected)}, got {list(value.shape)}"
-    for what in ("dtype", "device", "layout"):
-        needed, got = getattr(expected, what), getattr(value, what)
-        if needed != got and not (what == "device" and _same_device(needed, got)):
-            return f"needs {what} {needed}, got {got}"
+        return f"a tensor of {expected.dim()} dimensions, {sizes(expected)}, got {list(value.shape)}"
+    if not _same_device(expected.device, value.device):
+        return f"device {expected.device}, got {value.device}"
+    for what in ("dtype", "layout"):
+        if getattr(expected, what) != getattr(value, what):
+            return f"{what} {getattr(expected, what)}, got {getattr(value, what)}"
     return None
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
 
 def _same_device(a: torch.device, b: torch.device) -> bool:
@@ -247,7 +245,11 @@ def export(model: nn.Module, example_inputs: Sequence[Any], example_kwargs: Mapp
     One RuntimeError that names the cause where the model cannot be exported.
     """
     signature = Signature.of(model.forward)
-    args, kwargs = signature.canonical(example_inputs, example_kwargs or {})
+    try:
+        args, kwargs = signature.canonical(example_inputs, example_kwargs or {})
+    except TypeError as error:
+        takes = f"forward{inspect.signature(model.forward)}"
+        raise TypeError(f"example_inputs, example_kwargs: need the arguments of {takes}: {error}") from error
     leaves, in_spec = pytree.tree_flatten((args, kwargs))
     names = signature.names(args, kwargs)
     check_leaves(leaves, names)
@@ -310,7 +312,7 @@ def capture(
     _rename(graph, [n for n, leaf in zip(call.names, call.leaves, strict=True) if isinstance(leaf, torch.Tensor)])
     assigned = [".".join(filter(None, key)) for key in observed.assigned]
     return Captured(
-        _over_originals(model, unlifted, graph),
+        read_from(model, fx.GraphModule(unlifted, graph)),
         call.in_spec,
         observed.out_spec,
         conditions(list(graph.find_nodes(op="placeholder"))),
@@ -334,26 +336,34 @@ def _return_all(graph: fx.Graph, outputs: Sequence[Any]) -> None:
 
 def _rename(graph: fx.Graph, names: Sequence[str]) -> None:
     """Names the placeholders as the model's author did."""
-    taken = {node.name for node in graph.nodes if node.op != "placeholder"}
+    taken = {node.name for node in graph.nodes if node.op != "placeholder"} | _GLOBALS
     for node, name in zip(graph.find_nodes(op="placeholder"), names, strict=True):
         while name in taken or keyword.iskeyword(name):
             name += "_"
         taken.add(name)
-        node._rename(name)
-        node.target = node.name
+        node.name = node.target = name
 
 
-def _over_originals(model: nn.Module, unlifted: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """The graph as a module that reads the model's own dictionaries, so that a replaced parameter is seen."""
-    graph_module = fx.GraphModule(unlifted, graph)
+def read_from(model: nn.Module, graph_module: fx.GraphModule) -> fx.GraphModule:
+    """`graph_module`, reading parameters and buffers from the model's own dictionaries, so that a new one is seen.
+
+    `model` is the module that was captured, or a graph of it.
+    """
     for path, module in list(graph_module.named_modules()):
         own = None if isinstance(module, fx.GraphModule) and path else _submodule(model, path)
         if own is None:
             continue
-        constants = {n: t for n, t in module._buffers.items() if n not in own._buffers and n not in own._parameters}
+        constants = {n: t for n, t in module._buffers.items() if n not in own._buffers}
         module.__dict__["_parameters"], module.__dict__["_buffers"] = own._parameters, own._buffers
         module.__dict__.update(constants)
     return graph_module
+
+
+def rebind(graph_module: nn.Module, model: nn.Module, attributes: Sequence[str]) -> None:
+    """Gives a graph the tensors under these names, neither parameters nor buffers, as they are in `model` now."""
+    for target in attributes:
+        path, _, name = target.rpartition(".")
+        graph_module.get_submodule(path).__dict__[name] = vars(model.get_submodule(path))[name]
 
 
 def _plain_attributes(model: nn.Module, graph: fx.Graph) -> list[str]:
@@ -385,24 +395,24 @@ def flatten_call(captured: Captured, args: Sequence[Any], kwargs: Mapping[str, A
         return list(args)  # without the pytree: 6 us of a call
     flat, spec = pytree.tree_flatten(captured.signature.canonical(args, kwargs))
     if spec != captured.in_spec:
-        expected = pytree.tree_unflatten(["*"] * captured.in_spec.num_leaves, captured.in_spec)
-        got = pytree.tree_unflatten(["*"] * len(flat), spec)
-        raise TypeError(f"inputs: needs the structure of the example inputs, {_call(expected)}, got {_call(got)}")
+        what = f"{written(captured.in_spec)}, got {written(spec)}"
+        raise TypeError(f"inputs: needs the structure of the example inputs, {what}")
     return flat
 
 
-def _call(structure: Any) -> str:
-    args, kwargs = structure
+def written(spec: pytree.TreeSpec) -> str:
+    """A call's structure for a reader: (*, [*, *], scale=*)."""
+    args, kwargs = pytree.tree_unflatten(["*"] * spec.num_leaves, spec)
     parts = [str(a) for a in args] + [f"{k}={v}" for k, v in kwargs.items()]
-    return f"({', '.join(parts)})"
+    return f"({', '.join(parts)})".replace("'*'", "*")
 
 
 def check_inputs(captured: Captured, flat: Sequence[Any]) -> None:
     """RuntimeError where these tensors are not what the graph was captured for."""
     tensors = iter(flat)
     leaves = [captured.constants.get(i) if i in captured.constants else next(tensors) for i in range(captured.in_spec.num_leaves)]
-    if reason := captured.refusal(leaves):
-        raise RuntimeError(reason)
+    if (error := captured.refusal(leaves)) is not None:
+        raise error
 
 
 def sizes(tensor: torch.Tensor) -> str:

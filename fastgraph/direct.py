@@ -106,6 +106,11 @@ class Direct:
         values = (owner[name] for owner, name in self._slots.values())
         return [value for value in values if isinstance(value, torch.Tensor)]
 
+    def follow(self, structure: Any) -> None:
+        """Forgets the state; `structure` guards the next one."""
+        with self._lock:
+            self._structure, self._state = structure, None
+
     def fresh_state(self) -> State:
         """Packed weights and other constants for the parameters as they are now."""
         state = self._state

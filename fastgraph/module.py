@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fastgraph import cuda
 from fastgraph.arguments import check_leaves, constant_key
-from fastgraph.capture import Captured, capture, check_example_inputs, check_model, grad_facts, unwrapped
+from fastgraph.capture import Captured, capture, check_example_inputs, check_model, grad_facts, unwrapped, written
 from fastgraph.explanation import Explanation, explain
 from fastgraph.kernels.cuda import choices
 from fastgraph.kernels.native import cpu_capability
@@ -70,8 +70,8 @@ def optimize(
     args, kwargs = captured.signature.canonical(inputs, example_kwargs or {})
     if engine == "max-autotune":
         optimized.tune(*args, **kwargs)
-    if verify:
-        optimized.notes.append(verify_module(optimized, captured, args, kwargs, dtype))
+    if verify and not captured.state:
+        optimized.notes.append(verify_module(optimized, captured, args, dtype))
     return optimized
 
 
@@ -100,6 +100,7 @@ class OptimizedModule(nn.Module):
             notes=[],
             _lock=threading.RLock(),
             _training={module: module.training for module in model.modules()},
+            _signature=captures[0].signature,
         )
         self.__dict__.update(own)
         for slots in REGISTRIES:  # both read the very dictionaries of the original, so that a change is seen
@@ -121,7 +122,7 @@ class OptimizedModule(nn.Module):
 
     def _specialize(self, captured: Captured) -> Specialization:
         engine = self.asked_engine
-        return Specialization(captured, dtype=self.dtype, engine=engine, structure=self._structure)
+        return Specialization(self._original, captured, dtype=self.dtype, engine=engine, structure=self._structure)
 
     @property
     def captured(self) -> Captured:
@@ -177,6 +178,8 @@ class OptimizedModule(nn.Module):
             return self._run_original(args, kwargs)
         door = chosen.door
         results = chosen.run(tensors)
+        if chosen not in self.specializations:  # captured in this call, and right: it did not raise
+            self.specializations.append(chosen)
         if chosen.door is not door:
             self.__dict__["_doors"] = [s.door for s in self.specializations if s.door is not None]
         return pytree.tree_unflatten(list(results), captured.out_spec)
@@ -207,13 +210,14 @@ class OptimizedModule(nn.Module):
             self._follow()
         leaves, spec = self._flatten(args, kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        key = (spec, *(_form(leaf) for leaf in leaves))
+        key: Any = (spec, *(_form(leaf) for leaf in leaves))
         if any(s.captured.strides is not None or s.captured.grads is not None for s in self.specializations):
             key = (*key, grad_facts(tensors), *(t.stride() for t in tensors))
         chosen = self._accepted.get(key)
         if chosen is None:
             with self._lock:
-                chosen = self._find(leaves, spec, key) or self._capture_anew(args, kwargs, leaves, spec, key)
+                chosen = self._find(leaves, spec) or self._capture_anew(args, kwargs, leaves, spec, key)
+            if chosen in self.specializations:
                 if len(self._accepted) >= _ACCEPTED:
                     self._accepted.clear()
                 self._accepted[key] = chosen
@@ -224,14 +228,14 @@ class OptimizedModule(nn.Module):
         if first is not None and not kwargs and len(args) == first.plain_arguments:
             if all(isinstance(a, torch.Tensor) for a in args):
                 return list(args), first.in_spec
-        signature = first.signature if first is not None else self._signature
+        signature = self._signature
         args, kwargs = signature.canonical(args, kwargs)
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             check_leaves(leaves, signature.names(args, kwargs))
         return leaves, spec
 
-    def _find(self, leaves: list[Any], spec: Any, key: Any) -> Specialization | None:
+    def _find(self, leaves: list[Any], spec: Any) -> Specialization | None:
         for chosen in self.specializations:
             if chosen.captured.in_spec == spec and chosen.captured.refusal(leaves) is None:
                 return chosen
@@ -240,56 +244,59 @@ class OptimizedModule(nn.Module):
     def _capture_anew(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: list[Any], spec: Any, key: Any
     ) -> Specialization:
-        """A graph for inputs that none holds for."""
-        reason = self._why_none(leaves, spec)
+        """A graph for inputs that none holds for; an error where there can be none."""
         if key in self._refused:
             raise self._refused[key]
+        reason = self._why_none(leaves, spec)
         if self._is_loaded:
-            raise RuntimeError(f"{reason}; the module was loaded from a file and cannot be captured anew")
+            raise _more(reason, "the module was loaded from a file and cannot be captured anew")
         if len(self.specializations) >= LIMIT:
-            raise RuntimeError(f"{reason}; {LIMIT} graphs have been captured, which is the limit")
+            raise _more(reason, f"{LIMIT} graphs have been captured, which is the limit")
         try:
             with modes(self._original, self._training):
                 captured = capture(self._original, tuple(args), kwargs)
-            self._check_pinned(captured, leaves, spec)
+            self._check_pinned(captured, spec)
         except Exception as error:
             cause = str(error).rpartition(": torch.export cannot capture ")[2]
-            self._refused[key] = RuntimeError(f"{reason}; the model cannot be captured for it: {cause}")
+            self._refused[key] = _more(reason, f"the model cannot be captured for it: {cause}")
             raise self._refused[key] from error
-        made = self._specialize(captured)
-        self.specializations.append(made)
-        return made
+        return self._specialize(captured)
 
-    def _why_none(self, leaves: list[Any], spec: Any) -> str:
-        reasons = [s.captured.refusal(leaves) for s in self.specializations if s.captured.in_spec == spec]
-        return next((r for r in reasons if r is not None), "inputs: another structure than the example's")
+    def _why_none(self, leaves: list[Any], spec: Any) -> Exception:
+        """Why the first graph for inputs of this structure does not hold."""
+        for specialization in self.specializations:
+            captured = specialization.captured
+            if captured.in_spec == spec and (error := captured.refusal(leaves)) is not None:
+                return error
+        if not self.specializations:
+            return RuntimeError("model: has changed")
+        needed = self.captured.in_spec
+        return TypeError(f"inputs: needs the structure of the example inputs, {written(needed)}, got {written(spec)}")
 
-    def _check_pinned(self, captured: Captured, leaves: list[Any], spec: Any) -> None:
-        """RuntimeError where a size, not the batch's, is one that torch.export always fixes: no graph for each."""
-        others = [s.captured for s in self.specializations if s.captured.in_spec == spec]
-        for name, axis, size in captured.fixed_sizes():
-            for other in others:
-                for other_name, other_axis, other_size in other.fixed_sizes():
-                    if axis > 0 and (name, axis) == (other_name, other_axis) and size != other_size and 1 not in (size, other_size):
-                        raise RuntimeError(f"{name}.shape[{axis}] is a size that torch.export fixes")
+    def _check_pinned(self, captured: Captured, spec: Any) -> None:
+        """RuntimeError where a size, not the batch's, is one that torch.export fixes every time: no graph for each."""
+        fixed = {(name, axis): size for name, axis, size in captured.fixed_sizes() if axis > 0 and size > 1}
+        for other in self.captures():
+            for name, axis, size in other.fixed_sizes() if other.in_spec == spec else ():
+                if size > 1 and fixed.get((name, axis), size) != size:
+                    raise RuntimeError(f"torch.export fixes {name}.shape[{axis}] whatever it is")
 
     def _follow(self) -> None:
         """Brings the graphs up to date with an original that has changed."""
         with self._lock:
             if self._structure.unchanged():
                 return
-            before, captures = self._fingerprint, self.captures()
+            before, specializations = self._fingerprint, self.specializations
             now = Fingerprint(self._original)
             changes = now.changes(before)
             if changes and self._is_loaded:
                 what = ", ".join(changes)
                 raise RuntimeError(f"module: {what} changed; it was loaded from a file and cannot be captured anew")
-            self.__dict__["_signature"] = captures[0].signature if captures else self._signature
             self._watch()
             if not changes:
-                for captured in captures:
-                    captured.rebind(self._original)
-                self.__dict__["specializations"] = [self._specialize(captured) for captured in captures]
+                for specialization in specializations:
+                    specialization.follow(self._structure)
+                self.__dict__["specializations"] = specializations
 
     def train(self, mode: bool = True) -> "OptimizedModule":
         """Gradients flow in any mode; a model with dropout or batch-norm stays captured in eval mode.
@@ -351,6 +358,11 @@ class OptimizedModule(nn.Module):
 
     def __reduce__(self) -> Any:
         raise TypeError("OptimizedModule: cannot be pickled; use fastgraph.save(module, path) and fastgraph.load(path)")
+
+
+def _more(error: Exception, what: str) -> Exception:
+    """An error of the same kind that says more."""
+    return type(error)(f"{error}; {what}")
 
 
 def _form(leaf: Any) -> Any:

@@ -1,15 +1,14 @@
 """One captured graph with what runs it: a module has one for each class of calls that it was called with."""
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fastgraph import cuda, precision
-from fastgraph.capture import Captured
+from fastgraph.capture import Captured, read_from, rebind
 from fastgraph.direct import Direct, State
 from fastgraph.kernels.door import is_quiet
 from fastgraph.regions import is_switch, without_switches
@@ -17,13 +16,15 @@ from fastgraph.rewrite import Rewritten, rewrite
 
 
 class Specialization:
-    """`run(tensors)` computes the flattened results for inputs that `captured` holds for.
+    """`run(tensors)` computes the flattened results for inputs that `captured`, a graph of `model`, holds for.
 
     engine: "direct", "inductor" or "max-autotune", as in `optimize`; dtype: what it computes in, None for the model's own.
     """
 
-    def __init__(self, captured: Captured, *, dtype: torch.dtype | None, engine: str, structure: Any = None) -> None:
-        self.captured, self._dtype, self._structure = captured, dtype, structure
+    def __init__(
+        self, model: nn.Module, captured: Captured, *, dtype: torch.dtype | None, engine: str, structure: Any = None
+    ) -> None:
+        self._model, self.captured, self._dtype = model, captured, dtype
         self.engine = _engine(captured) if engine == "auto" else engine
         inference = fx.GraphModule(captured.graph_module, _copy(captured.graph))
         without_switches(inference.graph)
@@ -39,7 +40,6 @@ class Specialization:
             structure=structure,
         )
         self._state: State | None = None
-        self._lock = threading.Lock()
         self.door: Any = None  # the fast path for calls like those that it admitted
         self._compiled = None if self.engine == "direct" else self._compile()
 
@@ -47,6 +47,7 @@ class Specialization:
         rewritten = rewrite(graph_module)
         if self._dtype is not None:
             precision.cast(rewritten.graph_module, self._dtype)
+        read_from(self.captured.graph_module, rewritten.graph_module)
         return rewritten
 
     @cached_property
@@ -75,6 +76,17 @@ class Specialization:
                     return False
         results = self.captured.graph.output_node().all_input_nodes
         return anything and all(node.op == "call_function" for node in results)
+
+    def follow(self, structure: Any) -> None:
+        """Takes the model's tensors as they are now; nothing else of it has changed. `structure`: its new one."""
+        graphs = [self.captured, self.rewritten, self.__dict__.get("_with_gradients")]
+        for graph in graphs:
+            if graph is not None:
+                rebind(graph.graph_module, self._model, self.captured.attributes)
+        for direct in (self._direct, self.__dict__.get("_direct_with_gradients")):
+            if direct is not None:
+                direct.follow(structure)
+        self._state = self.door = None
 
     def _compile(self) -> Callable[..., Sequence[Any]]:
         if self.on_cuda:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_IGNORED = ("training",)
-_DERIVED = ("_flat_weights", "_flat_weight_refs")  # of recurrent layers: their parameters once more
+from fastgraph.tracing import DERIVED
+
+_IGNORED = {"training", *DERIVED}
 
 
 class Fingerprint:
@@ -23,7 +24,7 @@ class Fingerprint:
         for path, module in model.named_modules(remove_duplicate=False):
             self.places[(path,)] = type(module)
             for name, value in vars(module).items():
-                if name not in _IGNORED and name not in _DERIVED:
+                if name not in _IGNORED:
                     self._add((path, name), value)
 
     def _add(self, place: tuple[str, ...], value: Any) -> None:
@@ -53,7 +54,8 @@ class _Kind:
     """What a graph relies on about a tensor, apart from its values."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._kind = type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.layout
+        kind = torch.Tensor if isinstance(tensor, nn.Parameter) else type(tensor)
+        self._kind = kind, tensor.shape, tensor.dtype, tensor.device, tensor.layout
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Kind) and self._kind == other._kind

@@ -15,6 +15,9 @@ from torch.utils import _pytree as pytree
 from fastgraph.arguments import Signature
 
 REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+# Recurrent layers keep their parameters once more.
+DERIVED = ("_flat_weights", "_flat_weight_refs")
+_NOT_STATE = {*REGISTRIES, *DERIVED}
 _STRIDES = (
     torch.Tensor.stride,
     torch.Tensor.is_contiguous,
@@ -144,7 +147,7 @@ def _attributes(model: nn.Module) -> dict[str, tuple[nn.Module, dict[str, Any], 
     """Of every module: itself, its attributes, and copies of the lists and dictionaries among them."""
     found = {}
     for path, module in model.named_modules():
-        own = {name: value for name, value in vars(module).items() if name not in REGISTRIES}
+        own = {name: value for name, value in vars(module).items() if name not in _NOT_STATE}
         contents = {name: value.copy() for name, value in own.items() if type(value) in (dict, list, set)}
         found[path] = module, own, contents
     return found
@@ -155,7 +158,7 @@ def _put_back(model: nn.Module, before: dict[str, Any]) -> dict[tuple[str, str],
     changed: dict[tuple[str, str], Any] = {}
     for path, (module, own, contents) in before.items():
         now = vars(module)
-        for name in [n for n in now if n not in own and n not in REGISTRIES]:
+        for name in [n for n in now if n not in own and n not in _NOT_STATE]:
             changed[path, name] = now.pop(name)
         for name, value in own.items():
             if name not in now or now[name] is not value:
