@@ -23,7 +23,7 @@ def _is_about_devices() -> bool:
     return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
 
 
-# Each answers truly where somebody watches or replaces the operators, unless its excuse does so too, which is asked then.
+# Each answers truly where somebody watches or replaces the operators, unless its excuse, asked then, does so too.
 WATCHERS: list[tuple[Callable[[], Any], Callable[[], bool] | None]] = [
     (torch._C._len_torch_dispatch_stack, None),
     (torch._C._len_torch_function_stack, _is_about_devices),

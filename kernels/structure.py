@@ -70,7 +70,7 @@ def _are_same(now: list[Any], seen: list[Any]) -> bool:
 Structure: Any = StructureInPython
 if (_library := native.library()) is not None:
 
-    class _Native(_library.Structure):  # type: ignore[misc, name-defined]
+    class _Native(_library.Structure):  # type: ignore[name-defined]
         """The types and attributes of `modules`, and whether they are `unchanged()`.
 
         Seen are each module's class and the keys and values in its `__dict__`, and those in every dict, OrderedDict,

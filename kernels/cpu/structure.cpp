@@ -1,6 +1,8 @@
 // See structure.h and kernels/structure.py. An entry that was seen is held, so that its address is given to nothing else.
 #include "structure.h"
 
+#include <utility>
+
 #include "gc.h"
 
 namespace nb = nanobind;
@@ -45,61 +47,59 @@ void Structure::see_inside(nb::handle value) {
   } else if (PyAnySet_CheckExact(object)) {
     see_iterable(value);
   } else if (PyList_CheckExact(object)) {
-    Container seen{nb::borrow(value), Kind::kList, {}};
-    for (nb::handle item : nb::borrow<nb::list>(value)) seen.entries.push_back({nb::object(), nb::borrow(item)});
-    containers_.push_back(std::move(seen));
+    const size_t begin = entries_.size();
+    for (nb::handle item : nb::borrow<nb::list>(value)) entries_.push_back({nb::object(), nb::borrow(item)});
+    containers_.push_back({nb::borrow(value), Kind::kList, begin, entries_.size()});
   }
 }
 
 void Structure::see_dict(nb::handle dict, nb::handle ignored) {
-  Container seen{nb::borrow(dict), Kind::kDict, {}};
+  if (PyDict_GET_SIZE(dict.ptr()) == 0) return empty_dicts_.push_back(nb::borrow(dict));
+  const size_t begin = entries_.size();
   Py_ssize_t position = 0;
   PyObject *key, *value;
   while (PyDict_Next(dict.ptr(), &position, &key, &value))
-    seen.entries.push_back({nb::borrow(key), contains(ignored, key) ? nb::object() : nb::borrow(value)});
-  containers_.push_back(std::move(seen));
+    entries_.push_back({nb::borrow(key), contains(ignored, key) ? nb::object() : nb::borrow(value)});
+  containers_.push_back({nb::borrow(dict), Kind::kDict, begin, entries_.size()});
 }
 
 void Structure::see_iterable(nb::handle iterable) {
-  Container seen{nb::borrow(iterable), Kind::kIterable, {}};
-  for (nb::handle key : iterable) seen.entries.push_back({nb::borrow(key), nb::object()});
-  containers_.push_back(std::move(seen));
+  const size_t begin = entries_.size();
+  for (nb::handle key : iterable) entries_.push_back({nb::borrow(key), nb::object()});
+  containers_.push_back({nb::borrow(iterable), Kind::kIterable, begin, entries_.size()});
 }
 
-bool Structure::is_unchanged(const Module& seen) {
-  return seen.module.type().is(seen.type) && dict_of(seen.module).is(seen.dict);
-}
-
-bool Structure::is_unchanged(const Container& seen) {
+bool Structure::is_unchanged(const Container& seen) const {
   PyObject* const object = seen.object.ptr();
-  const Py_ssize_t count = Py_ssize_t(seen.entries.size());
-  if (seen.kind == Kind::kList) {
+  const Py_ssize_t count = Py_ssize_t(seen.end - seen.begin);
+  const Entry* entry = entries_.data() + seen.begin;
+  const Entry* const end = entries_.data() + seen.end;
+  if (seen.kind == Kind::kDict) {
+    if (PyDict_GET_SIZE(object) != count) return false;
+    Py_ssize_t position = 0;
+    PyObject *key = nullptr, *value = nullptr;
+    for (; entry != end; entry++) {
+      PyDict_Next(object, &position, &key, &value);
+      if (key != entry->key.ptr() || (entry->value.is_valid() && value != entry->value.ptr())) return false;
+    }
+  } else if (seen.kind == Kind::kList) {
     if (PyList_GET_SIZE(object) != count) return false;
     for (Py_ssize_t i = 0; i < count; i++)
-      if (PyList_GET_ITEM(object, i) != seen.entries[size_t(i)].value.ptr()) return false;
-    return true;
-  }
-  if (seen.kind == Kind::kIterable) {
+      if (PyList_GET_ITEM(object, i) != entry[i].value.ptr()) return false;
+  } else {
     if (PyObject_Size(object) != count) return false;
     if (count == 0) return true;
-    auto entry = seen.entries.begin();
     for (nb::handle key : seen.object)
       if (!key.is((entry++)->key)) return false;
-    return true;
-  }
-  if (PyDict_GET_SIZE(object) != count) return false;
-  Py_ssize_t position = 0;
-  PyObject *key = nullptr, *value = nullptr;
-  for (const Entry& entry : seen.entries) {
-    PyDict_Next(object, &position, &key, &value);
-    if (key != entry.key.ptr() || (entry.value.is_valid() && value != entry.value.ptr())) return false;
   }
   return true;
 }
 
 bool Structure::unchanged() const {
+  for (const nb::object& dict : empty_dicts_)
+    if (PyDict_GET_SIZE(dict.ptr()) != 0) return false;
   for (const Module& seen : modules_)
-    if (!is_unchanged(seen)) return false;
+    if (!seen.module.type().is(seen.type) || !dict_of(seen.module).is(seen.dict)) return false;
   for (const Container& seen : containers_)
     if (!is_unchanged(seen)) return false;
   return !is_cleared_;
@@ -111,23 +111,22 @@ int Structure::traverse(visitproc visit, void* arg) {
     Py_VISIT(seen.type.ptr());
     Py_VISIT(seen.dict.ptr());
   }
-  for (const Container& seen : containers_) {
-    Py_VISIT(seen.object.ptr());
-    for (const Entry& entry : seen.entries) {
-      Py_VISIT(entry.key.ptr());
-      Py_VISIT(entry.value.ptr());
-    }
+  for (const nb::object& dict : empty_dicts_) Py_VISIT(dict.ptr());
+  for (const Container& seen : containers_) Py_VISIT(seen.object.ptr());
+  for (const Entry& entry : entries_) {
+    Py_VISIT(entry.key.ptr());
+    Py_VISIT(entry.value.ptr());
   }
   return 0;
 }
 
 void Structure::clear() {
   is_cleared_ = true;
-  // What goes with them may run code that asks here again.
-  const std::vector<Module> modules = std::move(modules_);
-  const std::vector<Container> containers = std::move(containers_);
-  modules_.clear();
-  containers_.clear();
+  // Taken out first: what goes with them may run code that asks here again.
+  std::exchange(modules_, {});
+  std::exchange(empty_dicts_, {});
+  std::exchange(containers_, {});
+  std::exchange(entries_, {});
 }
 
 void bind_structure(nb::module_& m) {

@@ -29,18 +29,19 @@ class Structure {
   struct Container {
     nanobind::object object;
     Kind kind;
-    std::vector<Entry> entries;
+    size_t begin, end;  // of its entries
   };
 
   void see_inside(nanobind::handle value);
   void see_dict(nanobind::handle dict, nanobind::handle ignored);
   void see_iterable(nanobind::handle iterable);
-  static bool is_unchanged(const Module& seen);
-  static bool is_unchanged(const Container& seen);
+  bool is_unchanged(const Container& seen) const;
 
   bool is_cleared_ = false;
   std::vector<Module> modules_;
+  std::vector<nanobind::object> empty_dicts_;  // most of a module's containers
   std::vector<Container> containers_;
+  std::vector<Entry> entries_;
   nanobind::object ordered_dict_;
 };
 
