@@ -16,6 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 import fastgraph
+from fastgraph.extras import require
+
+require("onnx", "onnx_ir", "onnxscript", "onnxruntime", by="export.to_onnx")
+
 from fastgraph import precision
 from fastgraph.capture import Captured, capture, flatten_inputs
 from fastgraph.capture import export as torch_export

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from io import StringIO
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import fx
 
 from fastgraph.capture import Captured, sizes
@@ -42,6 +40,9 @@ class Explanation:
         return len(self.rows)
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table("node", "operator", "shape", "becomes", "kernel", "reason")
         for row in self.rows:
             table.add_row(row.node, row.operator, row.shape, row.becomes or "-", row.kernel, row.reason)

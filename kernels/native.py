@@ -7,6 +7,7 @@ every path gives the same bits, and is slower than ATen).
 
 import importlib
 import os
+import platform
 import warnings
 from types import ModuleType
 
@@ -36,13 +37,19 @@ def _choose(forced: str | None, supported: list[str]) -> str:
     return forced
 
 
+def _no_kernels(machine: str, reason: str) -> str:
+    """Why calls on the CPU run through ATen, and what helps: a wheel that was built without a compiler is cached."""
+    if machine.lower() not in ("x86_64", "amd64"):
+        return f"fastgraph: no compiled kernels for {machine}, they are for x86-64; running through ATen"
+    return (
+        f"fastgraph: no compiled kernels, running through ATen ({reason}); with a C++17 compiler at hand: pip install "
+        "--no-cache-dir --force-reinstall --no-deps fastgraph, or the folder that it was installed from"
+    )
+
+
 _capability = _choose(os.environ.get("FASTGRAPH_CPU"), _native.isas() if _native else [])
 if _native is None and "FASTGRAPH_CPU" not in os.environ:
-    warnings.warn(
-        f"fastgraph: no compiled kernels, running through ATen (reinstall with a C++ compiler at hand; {_missing})",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    warnings.warn(_no_kernels(platform.machine(), _missing), RuntimeWarning, stacklevel=2)
 elif _capability != "aten":
     assert _native is not None
     _native.select_isa(_capability)

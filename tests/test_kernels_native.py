@@ -47,7 +47,7 @@ def test_forcing_takes_effect_in_the_kernels() -> None:
     if "avx2" not in ISAS:
         pytest.skip("this machine has no AVX2")
     code = """
-import time, torch, kernels
+import time, torch, fastgraph
 torch.set_num_threads(1)
 a = (torch.ones(256, 512), [torch.ones(512, 512)], [None], ["none"])
 torch.ops.fastgraph.mlp.default(*a)
@@ -91,6 +91,16 @@ print(fastgraph.cpu_capability(), {row.kernel for row in fast.explain()})
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "aten {'mlp (ATen, float32 on cpu)'}"
     assert done.stderr.count("fastgraph: no compiled kernels, running through ATen") == 1
+
+
+def test_what_helps_where_there_are_no_kernels() -> None:
+    """pip keeps the wheel that it built without a compiler; where there are no kernels a compiler does not help."""
+    said = native._no_kernels("x86_64", "No module named '_native'")
+    assert "(No module named '_native'); with a C++17 compiler" in said
+    assert "pip install --no-cache-dir --force-reinstall --no-deps fastgraph" in said
+    assert native._no_kernels("AMD64", "") == native._no_kernels("x86_64", "")
+    said = native._no_kernels("aarch64", "No module named '_native'")
+    assert said == "fastgraph: no compiled kernels for aarch64, they are for x86-64; running through ATen"
 
 
 def test_without_the_compiled_library_an_isa_cannot_be_forced() -> None:
