@@ -148,14 +148,13 @@ class Aliases:
     """
 
     def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
         self._parents: dict[fx.Node, fx.Node] = {}
         self._members: dict[fx.Node, list[fx.Node]] = {}
         self._by_storage: dict[int, fx.Node] = {}
         self._writes: list[tuple[fx.Node, fx.Node]] = []  # (the node that writes, the argument that it writes to)
         for node in graph.nodes:
             self.add(node)
-        self._results = list(graph.output_node().all_input_nodes)
-        self._writers: dict[fx.Node, list[fx.Node]] = {}
         self._unite_inputs()
 
     def _unite_inputs(self) -> None:
@@ -164,8 +163,6 @@ class Aliases:
         if any(node.op == "placeholder" for _, to in self._writes for node in self.sharing(to)):
             for node in inputs[1:]:
                 self._unite(inputs[0], node)
-        for writer, to in self._writes:
-            self._writers.setdefault(self._class(to), []).append(writer)
 
     def add(self, node: fx.Node) -> None:
         """Takes in a node that was made after the graph was looked at."""
@@ -203,7 +200,7 @@ class Aliases:
 
     def writers(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that may write this value's memory."""
-        return self._writers.get(self._class(node), [])
+        return [writer for writer, to in self._writes if self.share(to, node)]
 
     def is_outer(self, node: fx.Node) -> bool:
         """Whether the value may be memory of an input, a parameter or a buffer."""
@@ -211,4 +208,4 @@ class Aliases:
 
     def leaves(self, node: fx.Node) -> bool:
         """Whether the graph may hand out this value's memory."""
-        return any(self.share(node, result) for result in self._results)
+        return any(self.share(node, result) for result in self._graph.output_node().all_input_nodes)

@@ -90,7 +90,8 @@ class SharedWeight(nn.Module):
 
 
 def test_shared_weights_and_activations_as_weights() -> None:
-    assert activations(SharedWeight()) == [["relu", "none"], ["none"]]
+    assert activations(SharedWeight()) == [["relu", "none"]]
+    assert rewritten(SharedWeight(), X)[1]["mlp"] == "its weight x is an input of the graph"
 
 
 def test_leading_dimensions() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from fastgraph.kernels.conv_pool.op import refusal
-from fastgraph.rewrite.rule import Match, Rule, argument, aten, calls, only_user, value
+from fastgraph.rewrite.rule import Facts, Match, Rule, argument, aten, calls, only_user, value
 
 CONV = (aten.conv2d.default, aten.conv2d.padding)
 POOL = aten.max_pool2d.default
@@ -51,7 +51,7 @@ class ConvPool:
 
     name = "conv_pool"
 
-    def match(self, node: fx.Node) -> Match | None:
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
         if not calls(node, POOL):
             return None
         before = node.args[0]
@@ -66,17 +66,17 @@ class ConvPool:
             nodes = [conv, node, after]
         else:
             return Match([conv, node], reason="there is no ReLU between convolution and pool, or behind them")
-        return Match(nodes, {"geometry": geometry_of(conv, node)}, self._refusal(nodes, node))
+        return Match(nodes, {"geometry": geometry_of(conv, node)}, self._refusal(nodes, node, facts))
 
-    def _refusal(self, nodes: list[fx.Node], pool: fx.Node) -> str | None:
+    def _refusal(self, nodes: list[fx.Node], pool: fx.Node, facts: Facts) -> str | None:
         conv = nodes[0]
         for inner in nodes[:-1]:
             if only_user(inner) is None:
                 return f"{inner.name} is used elsewhere too"
         if value(conv).dim() != 4:
             return "the input has no batch axis"
-        if not value(conv).is_floating_point():
-            return f"dtype {value(conv).dtype} is not floating point"
+        if reason := facts.no_kernel(conv) or facts.varies([conv.args[1], argument(conv, "bias")]):
+            return reason
         if argument(conv, "groups") != 1:
             return f"groups={argument(conv, 'groups')} (the kernel takes 1)"
         if pair(argument(pool, "dilation")) != [1, 1]:

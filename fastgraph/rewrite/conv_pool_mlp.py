@@ -4,7 +4,7 @@ import torch
 from torch import fx
 
 from fastgraph.rewrite import conv_pool, mlp
-from fastgraph.rewrite.rule import Match, Rule, aten, calls, only_user, value
+from fastgraph.rewrite.rule import Facts, Match, Rule, aten, calls, only_user, value
 
 VIEW = (aten.view.default, aten.reshape.default)
 OP = torch.ops.fastgraph.conv_pool_mlp.default
@@ -15,7 +15,7 @@ class ConvPoolMlp:
 
     name = "conv_pool_mlp"
 
-    def match(self, node: fx.Node) -> Match | None:
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
         if not calls(node, mlp.OP):
             return None
         source = node.args[0]

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from fastgraph.kernels.mlp.op import LAST_ONLY, MAX_ACTIVATIONS
-from fastgraph.rewrite.rule import Match, Rule, argument, aten, calls, only_user, value
+from fastgraph.rewrite.rule import Facts, Match, Rule, argument, aten, calls, only_user, value
 
 LINEAR = aten.linear.default
 OP = torch.ops.fastgraph.mlp.default
@@ -36,49 +36,67 @@ def activation_of(node: fx.Node) -> tuple[str | None, str | None]:
     return None, None
 
 
+def weights_of(linear: fx.Node) -> list[Any]:
+    """Weight and bias of a linear layer."""
+    return [linear.args[1], argument(linear, "bias")]
+
+
 class Mlp:
     """linear, activation, linear, activation ... , each used by the next one only."""
 
     name = "mlp"
 
-    def match(self, node: fx.Node) -> Match | None:
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
         if not calls(node, LINEAR):
             return None
-        if not value(node).is_floating_point():
-            return Match([node], reason=f"dtype {value(node).dtype} is not floating point")
+        if reason := facts.no_kernel(node) or facts.varies(weights_of(node)):
+            return Match([node], reason=reason)
         nodes, layers = [node], [(node, list[str]())]
-        tail = node
-        while (user := only_user(tail)) is not None:
+        while (user := only_user(nodes[-1])) is not None and facts.barrier([*nodes, user]) is None:
             names = layers[-1][1]
-            if calls(user, LINEAR) and user.args[0] is tail and tail not in user.args[1:]:
-                if names and names[-1] in LAST_ONLY:
-                    break
+            if names and names[-1] in LAST_ONLY:
+                break
+            if calls(user, LINEAR) and user.args[0] is nodes[-1] and facts.varies(weights_of(user)) is None:
                 layers.append((user, []))
             else:
                 activation, _ = activation_of(user)
-                if activation is None or len(names) == MAX_ACTIVATIONS or (names and names[-1] in LAST_ONLY):
+                if activation is None or len(names) == MAX_ACTIVATIONS:
                     break
                 names.append(activation)
             nodes.append(user)
-            tail = user
         return Match(nodes, {"layers": layers})
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         layers = match.parts["layers"]
-        weights = [linear.args[1] for linear, _ in layers]
-        biases = [argument(linear, "bias") for linear, _ in layers]
+        weights, biases = map(list, zip(*(weights_of(linear) for linear, _ in layers), strict=True))
         activations: list[Any] = ["+".join(names) or "none" for _, names in layers]
         return graph.call_function(OP, (match.nodes[0].args[0], weights, biases, activations))
 
 
 class Activation:
-    """Only says why an activation behind a chain stayed outside it."""
+    """Only says why an activation is not part of a chain."""
 
     name = "mlp"
 
-    def match(self, node: fx.Node) -> Match | None:
-        reason = activation_of(node)[1] if node.op == "call_function" else None
-        return Match([node], reason=reason) if reason and calls(node.args[0], OP) else None
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
+        activation, reason = activation_of(node) if node.op == "call_function" else (None, None)
+        if activation is None and reason is None:
+            return None
+        return Match([node], reason=self._refusal(node, reason, facts))
+
+    def _refusal(self, node: fx.Node, reason: str | None, facts: Facts) -> str:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        if not calls(source, OP):
+            ends = calls(source, *_ELEMENTWISE, *_SOFTMAX, aten.gelu.default)
+            return "it follows an activation that is in no chain" if ends else "it does not follow a linear layer"
+        if only_user(source) is not node:
+            return f"{source.name} is used elsewhere too"
+        last = source.args[3][-1].split("+")  # type: ignore[index,union-attr]
+        if last[-1] in LAST_ONLY:
+            return f"{last[-1]} ends a chain"
+        full = f"a layer takes {MAX_ACTIVATIONS} activations"
+        return reason or facts.barrier([source, node]) or full
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         raise AssertionError("every match of this rule is a refusal")

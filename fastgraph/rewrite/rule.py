@@ -1,16 +1,44 @@
-"""What a rewrite rule is, and what it reports."""
+"""What a rewrite rule is, what it may ask about the graph, and what it reports."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import fx
+from torch._guards import detect_fake_mode
+from torch.amp import autocast_mode
 
-from fastgraph.aliases import argument, is_mutation
+from fastgraph.aliases import Aliases, argument, is_mutation, written
+from fastgraph.constants import constant_nodes
 
 aten = torch.ops.aten
-__all__ = ["Match", "Refusal", "Rule", "argument", "aten", "calls", "is_mutation", "only_user", "origins", "value"]
+__all__ = [
+    "Facts",
+    "Match",
+    "Refusal",
+    "Rule",
+    "argument",
+    "aten",
+    "calls",
+    "is_mutation",
+    "make",
+    "only_user",
+    "origins",
+    "value",
+]
+
+_SWITCHES = {
+    torch._C._set_grad_enabled: "gradient mode changes",
+    autocast_mode._enter_autocast: "autocast begins",
+    autocast_mode._exit_autocast: "autocast ends",
+}
+# Dtypes that fused kernels compute in, by device.
+_KERNEL_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +59,83 @@ class Match:
     reason: str | None = None
 
 
+class Facts:
+    """What rules may know of a graph beyond its nodes.
+
+    aliases: which values may be one memory, and who writes it. constants: what depends on parameters and buffers alone.
+    weights: what may be a fused op's weight, since it is the same in every call: `weights` and what is computed from
+    them, or the constants. dtype: what the graph will be cast to, None for its own.
+    """
+
+    def __init__(self, graph: fx.Graph, weights: Iterable[fx.Node] | None, dtype: torch.dtype | None) -> None:
+        self.aliases = Aliases(graph)
+        self.constants = constant_nodes(graph, self.aliases)
+        self.weights = self.constants
+        if weights is not None:
+            self.weights = self.constants | constant_nodes(graph, self.aliases, list(weights))
+        self._dtype = dtype
+        self._in_autocast = _in_autocast(graph)
+
+    def add(self, node: fx.Node) -> None:
+        """Takes in a node that a rule made."""
+        self.aliases.add(node)
+        if self.aliases.writers(node):
+            return
+        for nodes in (self.constants, self.weights):
+            if node.all_input_nodes and all(arg in nodes for arg in node.all_input_nodes):
+                nodes.add(node)
+
+    def barrier(self, nodes: Sequence[fx.Node]) -> str | None:
+        """Why the first of `nodes`, which are in graph order, may not be computed where the last one stands."""
+        if any(node in self._in_autocast for node in nodes):
+            return "it is inside an autocast region"
+        read = {arg for node in nodes for arg in [node, *node.all_input_nodes]}
+        between = nodes[0].next
+        while len(nodes) > 1 and between is not nodes[-1]:
+            if between.target in _SWITCHES:
+                return f"{_SWITCHES[between.target]} between its parts"
+            if between not in nodes and any(self.aliases.share(to, arg) for to in written(between) for arg in read):
+                return f"{between.name} writes in place between its parts"
+            between = between.next
+        return None
+
+    def varies(self, values: Iterable[Any]) -> str | None:
+        """Why one of a fused op's weights is not the same in every call; None if all are."""
+        for node in values:
+            if not isinstance(node, fx.Node) or node in self.weights:
+                continue
+            if writers := self.aliases.writers(node):
+                return f"its weight {node.name} is written by {writers[0].name}"
+            made = "is an input of the graph" if node.op == "placeholder" else "is computed anew in every call"
+            return f"its weight {node.name} {made}"
+        return None
+
+    def no_kernel(self, node: fx.Node) -> str | None:
+        """Why no fused kernel computes in the node's dtype; None if one does."""
+        recorded = value(node)
+        if not recorded.is_floating_point():
+            return f"dtype {recorded.dtype} is not floating point"
+        dtype, device = self._dtype or recorded.dtype, recorded.device.type
+        if dtype not in _KERNEL_DTYPES.get(device, ()):
+            return f"no kernel computes in {str(dtype).removeprefix('torch.')} on {device}"
+        return None
+
+
+def _in_autocast(graph: fx.Graph) -> set[fx.Node]:
+    depth, inside = 0, set()
+    for node in graph.nodes:
+        depth += (node.target is autocast_mode._enter_autocast) - (node.target is autocast_mode._exit_autocast)
+        if depth:
+            inside.add(node)
+    return inside
+
+
 class Rule(Protocol):
     """Pattern and check in `match`, the rewrite in `replace`. Exact in real arithmetic."""
 
     name: str
 
-    def match(self, node: fx.Node) -> Match | None:
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
         """The pattern anchored at `node`, with a reason where the check refuses it; None where it is not there."""
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
@@ -56,6 +155,15 @@ def only_user(node: fx.Node) -> fx.Node | None:
 def value(node: Any) -> Any:
     """The fake tensor that the capture recorded for a node."""
     return node.meta.get("val") if isinstance(node, fx.Node) else None
+
+
+def make(graph: fx.Graph, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    """A node that calls `function`, with the fake tensor of its result."""
+    made = graph.call_function(function, args, kwargs)
+    values = fx.map_arg((args, kwargs), value)
+    with detect_fake_mode(values) or nullcontext(), torch.no_grad():
+        made.meta["val"] = function(*values[0], **values[1])
+    return made
 
 
 def origins(nodes: Sequence[fx.Node]) -> list[str]:

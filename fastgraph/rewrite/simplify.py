@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
-from fastgraph.rewrite.rule import Match, Rule, aten, calls, only_user, value
+from fastgraph.aliases import Aliases
+from fastgraph.rewrite import batch_norm
+from fastgraph.rewrite.rule import Facts, Match, Rule, argument, aten, calls, make, only_user, value
 
 _RELU = aten.relu.default
 _POOL = aten.max_pool2d.default
@@ -20,25 +21,32 @@ _DROPOUT = (
     aten.feature_alpha_dropout.default,
     aten.feature_alpha_dropout_.default,
 )
+_CLAMPS = (aten.clamp.default, aten.clamp_min.default)
+_CLAMP_REASON = "its gradient where the input is 0 is 1, and that of relu is 0"
 _NOT_NEGATIVE = (_RELU, aten.sigmoid.default, aten.softmax.int, aten._softmax.default)
+_PRODUCTS = (aten.linear.default, aten.matmul.default, aten.mm.default)
 _IN_PLACE: dict[Any, Callable[..., Any]] = {
     aten.relu_.default: _RELU,
     aten.silu_.default: aten.silu.default,
     aten.gelu_.default: aten.gelu.default,
     aten.tanh_.default: aten.tanh.default,
     aten.sigmoid_.default: aten.sigmoid.default,
+    aten.threshold_.default: aten.threshold.default,
+    aten.hardtanh_.default: aten.hardtanh.default,
+    aten.add_.Tensor: aten.add.Tensor,
 }
 
 
 class Dropout:
-    """dropout(x) in eval mode is x."""
+    """dropout(x) in eval mode is x: ATen returns its argument itself."""
 
     name = "dropout"
 
-    def match(self, node: fx.Node) -> Match | None:
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
         if not calls(node, *_DROPOUT):
             return None
-        return Match([node], reason="it is in training mode" if node.args[2] else None)
+        active = argument(node, "train") and argument(node, "p") != 0
+        return Match([node], reason="it is in training mode" if active else None)
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         source = match.nodes[0].args[0]
@@ -47,30 +55,35 @@ class Dropout:
 
 
 class InPlace:
-    """An activation written over the result of one operator that nobody else reads is the activation itself."""
+    """An operator written over the result of another, memory that nobody else knows, is the operator itself.
+
+    Activations, and the addition of a bias to a product.
+    """
 
     name = "in_place"
 
-    def match(self, node: fx.Node) -> Match | None:
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
         if not calls(node, *_IN_PLACE):
             return None
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if source.op != "call_function" or _is_view(source):
-            return Match([node], reason="it writes over an input or a view")
+        if calls(node, aten.add_.Tensor) and not (calls(source, *_PRODUCTS) and node.args[1] in facts.weights):
+            return None
+        return Match([node], reason=self._refusal(source, node, facts))
+
+    def _refusal(self, source: fx.Node, node: fx.Node, facts: Facts) -> str | None:
+        if source.op != "call_function":
+            return "it writes over an input or a view"
         if only_user(source) is not node:
-            return Match([node], reason=f"{source.name} is used elsewhere too")
-        return Match([node])
+            return f"{source.name} is used elsewhere too"
+        others = [other for other in facts.aliases.sharing(source) if other is not source]
+        if any(other < node for other in others if not other._erased):
+            return "it writes over an input or a view"
+        return facts.barrier([source, node])
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         node = match.nodes[0]
-        return graph.call_function(_IN_PLACE[node.target], node.args, node.kwargs)
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether the node's result may share memory with an argument."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or any(result.alias_info is not None for result in schema.returns)
+        return make(graph, _IN_PLACE[node.target], *node.args, **node.kwargs)
 
 
 class RedundantReLU:
@@ -78,8 +91,19 @@ class RedundantReLU:
 
     name = "redundant_relu"
 
-    def match(self, node: fx.Node) -> Match | None:
-        return Match([node]) if calls(node, _RELU) and calls(node.args[0], *_NOT_NEGATIVE) else None
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
+        source = node.args[0] if calls(node, _RELU) else None
+        if not calls(source, *_NOT_NEGATIVE):
+            return None
+        assert isinstance(source, fx.Node)
+        return Match([node], reason=self._refusal(source, node, facts.aliases) or facts.barrier([source, node]))
+
+    def _refusal(self, source: fx.Node, node: fx.Node, aliases: Aliases) -> str | None:
+        for writer in [*aliases.writers(source), *aliases.writers(node)]:
+            return f"{writer.name} writes over it or over {source.name}, which would be one tensor"
+        if aliases.leaves(source) and aliases.leaves(node):
+            return f"it and {source.name} are results of the module, which would be one tensor"
+        return None
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         source = match.nodes[0].args[0]
@@ -87,89 +111,58 @@ class RedundantReLU:
         return source
 
 
+class OtherReLU:
+    """threshold(x, 0, 0) and hardtanh(x, 0, inf) are relu(x). clamp(x, min=0) has another gradient where x is 0."""
+
+    name = "relu"
+
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
+        if not calls(node, *_CLAMPS, aten.threshold.default, aten.hardtanh.default):
+            return None
+        if not _is_relu(node) or not value(node).is_floating_point():
+            return None
+        return Match([node], reason=_CLAMP_REASON if calls(node, *_CLAMPS) else None)
+
+    def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
+        return graph.call_function(_RELU, (match.nodes[0].args[0],))
+
+
+def _is_relu(node: fx.Node) -> bool:
+    bounds = {
+        aten.threshold.default: ("threshold", "value", 0),
+        aten.hardtanh.default: ("min_val", "max_val", float("inf")),
+        aten.clamp.default: ("min", "max", None),
+        aten.clamp_min.default: ("min", "min", 0),
+    }
+    low, high, expected = bounds[node.target]  # type: ignore[index]
+    return bool(argument(node, low) == 0 and argument(node, high) == expected)
+
+
 class ReLUAfterPool:
     """max_pool2d(relu(x)) is relu(max_pool2d(x)), over fewer elements."""
 
     name = "relu_after_pool"
 
-    def match(self, node: fx.Node) -> Match | None:
+    def match(self, node: fx.Node, facts: Facts) -> Match | None:
         if not (calls(node, _POOL) and calls(node.args[0], _RELU)):
             return None
         relu = node.args[0]
         assert isinstance(relu, fx.Node)
         reason = None if only_user(relu) is node else f"{relu.name} is used elsewhere too"
+        dilation, padding = argument(node, "dilation"), argument(node, "padding")
+        if reason is None and _sizes(dilation) - {1} and _sizes(padding) - {0}:
+            reason = "a dilated window can lie in the padding alone, where the pool is -inf"
         return Match([relu, node], reason=reason)
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         relu, pool = match.nodes
-        pooled = graph.call_function(_POOL, (relu.args[0], *pool.args[1:]), pool.kwargs)
-        pooled.meta = {**pool.meta, "origins": [pool.name]}
+        pooled = make(graph, _POOL, relu.args[0], *pool.args[1:], **pool.kwargs)
+        pooled.meta["origins"] = [pool.name]
         return graph.call_function(_RELU, (pooled,))
 
 
-class BatchNorm:
-    """batch_norm(conv(x)) or batch_norm(linear(x)) in eval mode is the same operator with other weights.
-
-    scale = weight / sqrt(running_var + eps); W' = W scale; b' = (b - running_mean) scale + bias. The new weights are
-    nodes of the graph, so that they follow the old ones and gradients flow through them.
-    """
-
-    name = "batch_norm"
-
-    def match(self, node: fx.Node) -> Match | None:
-        if not calls(node, aten.batch_norm.default):
-            return None
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        return Match([source, node], reason=self._refusal(source, node))
-
-    def _refusal(self, source: fx.Node, node: fx.Node) -> str | None:
-        _, _, _, mean, variance, training = node.args[:6]
-        if training:
-            return "it is in training mode"
-        if not calls(source, aten.conv2d.default, aten.linear.default):
-            return "it does not follow a convolution or a linear layer"
-        if only_user(source) is not node:
-            return f"{source.name} is used elsewhere too"
-        if mean is None or variance is None:
-            return "it has no running statistics"
-        if calls(source, aten.linear.default) and value(source).dim() != 2:
-            return "its channels are not the linear layer's features"
-        constants = [*source.args[1:3], *node.args[1:5]]
-        if any(isinstance(c, fx.Node) and c.op != "get_attr" for c in constants):
-            return "weights or statistics are inputs of the graph, so folding them would cost time in every call"
-        return None
-
-    def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
-        source, node = match.nodes
-        gamma, beta, mean, variance = node.args[1:5]
-        eps = node.args[7]
-        weight = source.args[1]
-        bias = source.args[2] if len(source.args) > 2 else None
-        fake = value(weight)
-
-        def call(function: Callable[..., Any], *args: Any) -> fx.Node:
-            made = graph.call_function(function, args)
-            with fake.fake_mode, torch.no_grad():
-                made.meta["val"] = function(*(value(arg) if isinstance(arg, fx.Node) else arg for arg in args))
-            return made
-
-        scale = call(aten.rsqrt.default, call(aten.add.Scalar, variance, eps))
-        if gamma is not None:
-            scale = call(aten.mul.Tensor, gamma, scale)
-        ones = [1] * (fake.dim() - 1)  # over kernel_h and kernel_w, or in_features
-        new_weight = call(aten.mul.Tensor, weight, call(aten.reshape.default, scale, [-1, *ones]))
-        shifted = call(aten.neg.default, mean) if bias is None else call(aten.sub.Tensor, bias, mean)
-        new_bias = call(aten.mul.Tensor, shifted, scale)
-        if beta is not None:
-            new_bias = call(aten.add.Tensor, new_bias, beta)
-        arguments = (source.args[0], new_weight, new_bias, *source.args[3:])
-        return graph.call_function(_operator(source), arguments, source.kwargs)
+def _sizes(value: Any) -> set[int]:
+    return set(value) if isinstance(value, list | tuple) else {value}
 
 
-def _operator(node: fx.Node) -> Callable[..., Any]:
-    assert not isinstance(node.target, str)
-    return node.target
-
-
-RULES: list[Rule] = [Dropout(), InPlace(), BatchNorm(), RedundantReLU(), ReLUAfterPool()]
+RULES: list[Rule] = [Dropout(), InPlace(), OtherReLU(), *batch_norm.RULES, RedundantReLU(), ReLUAfterPool()]
