@@ -209,7 +209,17 @@ _ATTEMPTS = ((True, None), (False, None), (False, 1), (False, 0))
 
 
 def _export(call: Call) -> torch.export.ExportedProgram:
-    """torch.export with as many free sizes as it takes. Its error with ordinary rules where it takes none."""
+    """torch.export with gradients on, so that regions without them show, unless the model looks at the caller's mode."""
+    with torch.set_grad_enabled(not call.is_inference):
+        program = _with_free_sizes(call)
+    if call.observed.grads and not call.grad_mode:
+        with torch.no_grad():
+            program = _with_free_sizes(call)
+    return program
+
+
+def _with_free_sizes(call: Call) -> torch.export.ExportedProgram:
+    """As many free sizes as torch.export takes. Its error with ordinary rules where it takes none."""
     errors = []
     for ones, axes in _ATTEMPTS:
         call.observed = Observed()
@@ -223,7 +233,7 @@ def _export(call: Call) -> torch.export.ExportedProgram:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def _undisturbed(call: Call) -> Iterator[None]:
     """Tracing depends on none of the caller's modes, and says nothing: what matters comes as an error of ours."""
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
@@ -232,7 +242,7 @@ def _undisturbed() -> Iterator[None]:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
         try:
-            with torch.inference_mode(False), torch.enable_grad(), torch._C._DisableAutocast():
+            with torch.inference_mode(call.is_inference), torch._C._DisableAutocast():
                 yield
         finally:
             for logger, level in zip(loggers, levels, strict=True):
@@ -261,7 +271,7 @@ def export(model: nn.Module, example_inputs: Sequence[Any], example_kwargs: Mapp
             check_available(value.device, name if name == "model" else "example_inputs")
             if value.device.type == "meta":
                 raise ValueError(f"{name}: needs a tensor with values, got one on the meta device")
-    with _undisturbed():
+    with _undisturbed(call):
         try:
             program = _export(call)
         except Exception as error:

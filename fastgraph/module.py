@@ -70,8 +70,8 @@ def optimize(
     args, kwargs = captured.signature.canonical(inputs, example_kwargs or {})
     if engine == "max-autotune":
         optimized.tune(*args, **kwargs)
-    if verify and not captured.state:
-        optimized.notes.append(verify_module(optimized, captured, args, dtype))
+    if verify:
+        optimized.notes.append(verify_module(optimized, captured, args, dtype, kwargs))
     return optimized
 
 

@@ -55,8 +55,14 @@ class Call(nn.Module):
         self.__dict__.update({n: v for n, v in vars(model).items() if isinstance(v, torch.Tensor)})
         self.__dict__.update(model=model, leaves=list(leaves), in_spec=in_spec, signature=signature)
         self.observed = Observed()
+        self.grad_mode = torch.is_grad_enabled()  # the caller's
         self.state: list[str] = []
         self.tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    @property
+    def is_inference(self) -> bool:
+        """Whether a tensor was made in inference mode: then there can be no gradients."""
+        return any(t.is_inference() for t in (*self.tensors, *self.model.parameters(), *self.model.buffers()))
 
     @property
     def names(self) -> list[str]:
