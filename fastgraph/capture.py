@@ -105,6 +105,17 @@ class Captured:
             if (fixed := size if isinstance(size, int) else size.node.maybe_as_int()) is not None
         ]
 
+    def example(self, batch: int) -> list[Any]:
+        """Flattened inputs as those of the capture, with zeros for tensors, and with another size of the batch."""
+        shapes = [[_hint(n) for n in node.meta["val"].shape] for node in self.placeholders]
+        symbols = [str(node.meta["val"].shape[0]) if shape else "" for node, shape in zip(self.placeholders, shapes, strict=True)]
+        for shape, symbol in zip(shapes, symbols, strict=True):
+            if shape and symbol == symbols[0]:
+                shape[0] = batch
+        values = [node.meta["val"] for node in self.placeholders]
+        tensors = iter(torch.zeros(s, dtype=v.dtype, device=v.device) for s, v in zip(shapes, values, strict=True))
+        return [self.constants[i] if i in self.constants else next(tensors) for i in range(self.in_spec.num_leaves)]
+
     def differences(self, other: "Captured") -> list[str]:
         """What this graph relies on and `other` does not, for a reader."""
         found = [c for c in self.conditions if c not in other.conditions]
@@ -125,6 +136,11 @@ class Captured:
         """A name for every flattened input, tensor or not."""
         example: Any = pytree.tree_unflatten([0] * self.in_spec.num_leaves, self.in_spec)
         return self.signature.names(*example)
+
+
+def _hint(size: Any) -> int:
+    """A size in the example."""
+    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def grad_facts(tensors: Sequence[torch.Tensor]) -> tuple[bool, ...]:

@@ -63,6 +63,7 @@ class State:
     # What the module is called through, if it can be: door(*inputs) is its result, or None for the general way.
     door: Callable[..., Any] | None = None
     admit: Callable[..., None] = lambda *inputs: None  # lets inputs like these through the door from now on
+    with_gradients: Callable[..., Any] | None = None  # the program with gradients, once it was wanted
 
 
 class Direct:
@@ -163,7 +164,9 @@ class Direct:
     def run_with_gradients(self, *inputs: Any) -> tuple[Any, ...]:
         """The same, with gradients for the inputs and the parameters."""
         state = self.fresh_state()
-        return self._gradients.run(state.values, state.computed, *inputs)
+        if state.with_gradients is None:
+            state.with_gradients = self._gradients.bind(state.values, state.computed)
+        return state.with_gradients(*inputs)  # type: ignore[no-any-return]
 
     @cached_property
     def _gradients(self) -> GradientProgram:

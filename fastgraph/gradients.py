@@ -6,6 +6,7 @@ backward is the op's own.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,16 +61,15 @@ class GradientProgram:
                 mapping[node] = program.node_copy(node, lambda n: mapping[n])
         return program
 
-    def run(self, values: SimpleNamespace, computed: dict[fx.Node, torch.Tensor], *inputs: Any) -> Any:
-        """The flattened results. `values` have the kernels, `computed` the constants as they are now."""
-        now = {f"parameter_{i}": owner[name] for i, (owner, name) in enumerate(self._slots.values())}
+    def bind(self, values: SimpleNamespace, computed: dict[fx.Node, torch.Tensor]) -> Callable[..., Any]:
+        """The program for one state of the parameters: `values` have the kernels, `computed` the constants."""
+        parameters = [owner[name] for owner, name in self._slots.values()]
+        bound = {f"parameter_{i}": parameter for i, parameter in enumerate(parameters)}
         for name, function in self._functions.items():
-            now[name] = _Bound(function, getattr(values, name))
+            bound[name] = partial(function.apply, getattr(values, name))
         if self._computing is not None:
-            cached = [computed[node] for node in self._computed]
-            parameters = [owner[name] for owner, name in self._slots.values()]
-            now["computed"] = lambda: self._computing(cached, parameters)  # type: ignore[misc]
-        return self._forward(SimpleNamespace(**now), *inputs)
+            bound["computed"] = partial(self._computing, [computed[node] for node in self._computed], parameters)
+        return partial(self._forward, SimpleNamespace(**bound))
 
 
 def _item(values: Any, index: int) -> Any:
@@ -81,29 +81,39 @@ def _flat(node: fx.Node) -> list[Any]:
     return autograd._flatten(tuple(node.args[1:]))[0]
 
 
-class _Bound:
-    """A fused op's autograd.Function with the kernel of this call's weights."""
+class _Kept:
+    """What an op's backward finds on its ctx."""
 
-    def __init__(self, function: Any, kernel: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._function, self._kernel = function, kernel
+    saved_tensors: tuple[torch.Tensor, ...] = ()
 
-    def __call__(self, input: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        result: torch.Tensor = self._function.apply(self._kernel, input, *arguments)
-        return result
+    def save_for_backward(self, *tensors: torch.Tensor) -> None:
+        """As that of an autograd.Function's ctx."""
+        self.saved_tensors = tensors
 
 
 def _differentiable(node: fx.Node) -> Any:
-    """An autograd.Function of (kernel, input, *flattened arguments)."""
+    """An autograd.Function of (kernel, input, *flattened arguments). Arguments are put in order in backward only."""
     op = _OPS[node.target]
-    _, spec = autograd._flatten(tuple(node.args[1:]))
+    leaves, spec = autograd._flatten(tuple(node.args[1:]))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)]
 
     def forward(ctx: Any, kernel: Any, input: torch.Tensor, *flat: Any) -> torch.Tensor:
-        op.setup_context(ctx, (input, *pytree.tree_unflatten(flat, spec)), None)
+        ctx.save_for_backward(input, *(flat[i] for i in places))
         result: torch.Tensor = kernel(input)
         return result
 
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        input, *tensors = ctx.saved_tensors
+        flat = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            flat[place] = tensor
+        kept = _Kept()
+        op.setup_context(kept, (input, *pytree.tree_unflatten(flat, spec)), None)
+        gradients: tuple[Any, ...] = op.backward(kept, grad)
+        return gradients
+
     name = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
-    return autograd._function(name, op.backward, 1, forward=forward)
+    return autograd._function(name, backward, 1, forward=forward)
 
 
 class _Computing:

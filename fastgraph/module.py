@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -108,6 +109,7 @@ class OptimizedModule(nn.Module):
         self.__dict__["training"] = model.training and not _eval_only(captures)
         self._watch()
         self.__dict__["specializations"] = [self._specialize(captured) for captured in captures]
+        self.__dict__["_looks_closer"] = any(map(_looks_closer, captures))
 
     def _watch(self) -> None:
         """Takes the original as it is now for what the graphs stand for."""
@@ -142,6 +144,20 @@ class OptimizedModule(nn.Module):
     def captures(self) -> list[Captured]:
         """All captured graphs, one for each class of calls so far."""
         return [s.captured for s in self.specializations]
+
+    def capture_batches(self) -> None:
+        """Captures what calls with a batch of 1 and of more need, as far as the model takes them.
+
+        For a file: what is loaded from it cannot be captured anew. The batch is axis 0 of the first tensor, and of all
+        others that have the same free size there.
+        """
+        captured = self.captured
+        for batch in () if self._is_loaded or captured.state else (1, 3):
+            leaves = captured.example(batch)
+            if self._find(leaves, captured.in_spec) is None:
+                args, kwargs = pytree.tree_unflatten(leaves, captured.in_spec)
+                with suppress(Exception), modes(self._original, self._training):
+                    self.specializations.append(self._specialize(capture(self._original, args, kwargs)))
 
     def tune(self, *args: Any, **kwargs: Any) -> None:
         """Measures the fused ops' kernels on CUDA at the sizes of these inputs, for this and later processes.
@@ -180,8 +196,11 @@ class OptimizedModule(nn.Module):
         results = chosen.run(tensors)
         if chosen not in self.specializations:  # captured in this call, and right: it did not raise
             self.specializations.append(chosen)
+            self.__dict__["_looks_closer"] |= _looks_closer(captured)
         if chosen.door is not door:
             self.__dict__["_doors"] = [s.door for s in self.specializations if s.door is not None]
+        if captured.out_spec.is_leaf():
+            return results[0]  # 1 us less
         return pytree.tree_unflatten(list(results), captured.out_spec)
 
     def _in_a_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -211,7 +230,7 @@ class OptimizedModule(nn.Module):
         leaves, spec = self._flatten(args, kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         key: Any = (spec, *(_form(leaf) for leaf in leaves))
-        if any(s.captured.strides is not None or s.captured.grads is not None for s in self.specializations):
+        if self._looks_closer:
             key = (*key, grad_facts(tensors), *(t.stride() for t in tensors))
         chosen = self._accepted.get(key)
         if chosen is None:
@@ -358,6 +377,11 @@ class OptimizedModule(nn.Module):
 
     def __reduce__(self) -> Any:
         raise TypeError("OptimizedModule: cannot be pickled; use fastgraph.save(module, path) and fastgraph.load(path)")
+
+
+def _looks_closer(captured: Captured) -> bool:
+    """Whether a graph depends on strides, or on what wants gradients."""
+    return captured.strides is not None or captured.grads is not None
 
 
 def _more(error: Exception, what: str) -> Exception:

@@ -108,7 +108,7 @@ class Specialization:
         """Whether a result of these inputs has to carry gradients."""
         if not torch.is_grad_enabled() or self.never_wants_grad:
             return False
-        return any(t.requires_grad for t in tensors) or any(p.requires_grad for p in self._direct.all_tensors())
+        return any(t.requires_grad for values in (tensors, self._direct.all_tensors()) for t in values)
 
     def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
         """The flattened results."""
