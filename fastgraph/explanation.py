@@ -1,29 +1,52 @@
 """What became of each node of the eager graph, as a table."""
 
+import operator
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any
 
 import torch
 from torch import fx
 
+from fastgraph.aliases import is_mutation, nested_graphs
 from fastgraph.capture import Captured, sizes
+from fastgraph.constants import constant_nodes
+from fastgraph.cost import operations
 from fastgraph.kernels.cuda import dispatch as cuda
 from fastgraph.kernels.native import cpu_capability, takes
 from fastgraph.rewrite import Rewritten
-from fastgraph.rewrite.rule import origins
+from fastgraph.rewrite.rule import aten, origins
+from fastgraph.same_bits import same_bits
+
+FUSED: dict[Any, str] = {
+    torch.ops.fastgraph.mlp.default: "mlp",
+    torch.ops.fastgraph.conv_pool.default: "conv_pool",
+    torch.ops.fastgraph.conv_pool_mlp.default: "conv_pool_mlp",
+}
+_CONVOLUTIONS = {
+    aten.conv1d: "no kernel for a convolution over one axis",
+    aten.conv2d: "not conv_pool: there is no max-pool behind it",
+    aten.conv3d: "no kernel for a convolution over three axes",
+    aten.conv_transpose1d: "no kernel for a transposed convolution",
+    aten.conv_transpose2d: "no kernel for a transposed convolution",
+    aten.conv_transpose3d: "no kernel for a transposed convolution",
+}
 
 
 @dataclass(frozen=True)
 class Row:
     """One operator of the eager graph."""
 
-    node: str  # its name in the captured graph
+    node: str  # its name in the captured graph, behind that of the nested graph that it is in: "true_graph_0.linear"
     operator: str  # "aten.linear.default"
     shape: str  # of its result, a star for a free size
     becomes: str  # name of the node that stands for it now; "" where it is no longer needed
     kernel: str  # what runs that node: "mlp (avx2)", "ATen"
     reason: str  # why a rule that could have taken it did not, or which rule simplified it
+    flops: int = 0  # at the example's sizes
+    is_fused: bool = False  # whether a kernel of this package runs it
 
 
 class Explanation:
@@ -39,6 +62,17 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def summary(self) -> str:
+        """The first line: how much of the work is in fused kernels."""
+        fused, aten = [r for r in self.rows if r.is_fused], [r for r in self.rows if r.kernel == "ATen"]
+        total = sum(row.flops for row in self.rows)
+        share = f"{100 * sum(row.flops for row in fused) / total:.0f} %" if total else "none"
+        return (
+            f"{share} of the FLOPs are in fused kernels: {len(fused)} of {len(self.rows)} operators; "
+            f"{len(aten)} stay in ATen"
+        )
+
     def __str__(self) -> str:
         from rich.console import Console
         from rich.table import Table
@@ -48,6 +82,7 @@ class Explanation:
             table.add_row(row.node, row.operator, row.shape, row.becomes or "-", row.kernel, row.reason)
         text = StringIO()
         console = Console(file=text, width=160)
+        console.print(self.summary, highlight=False)
         console.print(table)
         for note in self.notes:
             console.print(note, highlight=False)
@@ -58,27 +93,83 @@ class Explanation:
 
 def explain(captured: Captured, rewritten: Rewritten, notes: list[str]) -> Explanation:
     """The table for a captured graph and what it was rewritten to."""
+    return Explanation(_rows(captured.graph, rewritten, ""), [*notes, same_bits(rewritten)])
+
+
+@dataclass
+class _Kernel:
+    """What runs a node of the rewritten graph, whether that is a kernel of this package, and why nothing better."""
+
+    name: str
+    is_fused: bool
+    reason: str
+
+
+def _rows(graph: fx.Graph, rewritten: Rewritten, prefix: str) -> list[Row]:
+    """The rows of a graph and of those nested in it."""
     becomes = {name: node for node in rewritten.graph.nodes for name in origins([node])}
-    fused = [n for n in rewritten.graph.nodes if str(n.target).startswith("fastgraph.")]
-    kernel_of, shortfall = {}, {}  # what runs a fused node, and why nothing better does
-    for n in fused:
-        kernel_of[n.name], shortfall[n.name] = _kernel(n)
-    reasons: dict[str, list[str]] = {}
+    kernels = {n: _kernel(n) for n in rewritten.graph.nodes if n.target in FUSED}
+    constants = constant_nodes(rewritten.graph)
+    refusals: dict[str, list[str]] = {}
     for refusal in rewritten.refusals:
-        reasons.setdefault(refusal.node, []).append(f"not {refusal.rule}: {refusal.reason}")
+        refusals.setdefault(refusal.node, []).append(f"not {refusal.rule}: {refusal.reason}")
     rows = []
-    for node in captured.graph.nodes:
+    for node in graph.nodes:
         if node.op != "call_function":
             continue
         new = becomes.get(node.name)
-        reason = reasons.get(node.name, [])
-        if new is not None and shortfall.get(new.name):
-            reason = [*reason, shortfall[new.name]]
-        if new is not None and len(origins([new])) > 1 and new.name not in kernel_of:
-            reason = [f"by rule {new.meta['rule']}", *reason]
-        kernel = "" if new is None else kernel_of.get(new.name, "ATen")
-        rows.append(Row(node.name, str(node.target), _shape(node), new.name if new else "", kernel, "; ".join(reason)))
-    return Explanation(rows, notes)
+        kernel = _Kernel("", False, "") if new is None else kernels.get(new, _Kernel("ATen", False, ""))
+        reasons = refusals.get(node.name, []) + ([kernel.reason] if kernel.reason else [])
+        if kernel.name == "ATen" and not reasons:
+            reasons = ["computed once, from parameters" if new in constants else _default_reason(node)]
+        if new is not None and len(origins([new])) > 1 and new not in kernels:
+            reasons = [f"by rule {new.meta['rule']}", *reasons]
+        becomes_name = f"{prefix}{new.name}" if new else ""
+        rows.append(_row(prefix, node, becomes_name, kernel, "; ".join(dict.fromkeys(reasons))))
+        rows += _nested_rows(node, rewritten, prefix)
+    return rows
+
+
+def _row(prefix: str, node: fx.Node, becomes: str, kernel: _Kernel, reason: str) -> Row:
+    flops = 0
+    with suppress(Exception):  # some operators have no meta implementation, and count as none
+        flops = operations(node)
+    name, kind = f"{prefix}{node.name}", str(node.target)
+    return Row(name, kind, _shape(node), becomes, kernel.name, reason, flops, kernel.is_fused)
+
+
+def _nested_rows(node: fx.Node, rewritten: Rewritten, prefix: str) -> list[Row]:
+    rows = []
+    for attribute, inner in nested_graphs(node).items():
+        name = str(attribute.target)
+        if inner is None:
+            continue
+        within = f"{prefix}{name}."
+        if name in rewritten.nested:
+            rows += _rows(inner.graph, rewritten.nested[name], within)
+            continue
+        kernel, reason = _Kernel("ATen", False, ""), f"inside {node.target}, which is left as it is"
+        inside = [n for n in inner.graph.nodes if n.op == "call_function"]
+        rows += [_row(within, n, f"{within}{n.name}", kernel, reason) for n in inside]
+    return rows
+
+
+def _default_reason(node: fx.Node) -> str:
+    """Why an operator that no rule looked at stays in ATen."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return "runs the graphs below"
+    if target is operator.getitem:
+        return "picks one of several results"
+    if not isinstance(target, torch._ops.OpOverload):
+        return "switches a mode" if node.meta.get("val") is None else "computes with sizes"
+    if target.overloadpacket in _CONVOLUTIONS:
+        return _CONVOLUTIONS[target.overloadpacket]
+    if is_mutation(node):
+        return "writes in place"
+    if any(result.alias_info is not None for result in target._schema.returns):
+        return "a view"
+    return f"no kernel for {str(target).removesuffix('.default')}"
 
 
 def _shape(node: fx.Node) -> str:
@@ -86,14 +177,17 @@ def _shape(node: fx.Node) -> str:
     return sizes(value) if isinstance(value, torch.Tensor) else ""
 
 
-def _kernel(node: fx.Node) -> tuple[str, str]:
-    """What runs a fused node, "mlp (avx2)" or ATen where no kernel takes it; on CUDA also why no better."""
-    name = str(node.target).split(".")[1]
+def _kernel(node: fx.Node) -> _Kernel:
+    """What runs a fused node, "mlp (avx2)" or ATen where no kernel takes it."""
+    name = FUSED[node.target]
     if node.meta["val"].device.type == "cuda":
         kernels, reason = cuda.describe(name, fx.map_arg(node.args, lambda n: n.meta["val"]))
-        return f"{name} ({kernels})", reason
+        return _Kernel(f"{name} ({kernels})", kernels != "ATen", reason)
     weights = [n.meta["val"] for n in node.all_input_nodes[1:]]
     dtype = weights[0].dtype
     if takes(*weights):
-        return f"{name} ({cpu_capability()}{'' if dtype is torch.float32 else ', bfloat16 weights'})", ""
-    return f"{name} (ATen, {str(dtype).removeprefix('torch.')} on {weights[0].device.type})", ""
+        suffix = "" if dtype is torch.float32 else ", bfloat16 weights"
+        return _Kernel(f"{name} ({cpu_capability()}{suffix})", True, "")
+    kind = f"{str(dtype).removeprefix('torch.')} on {weights[0].device.type}"
+    reason = "no compiled kernels are used" if cpu_capability() == "aten" else f"no kernel computes in {kind}"
+    return _Kernel(f"{name} (ATen, {kind})", False, reason)

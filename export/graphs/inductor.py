@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastgraph.export.graphs.cost import operations
+from fastgraph.cost import operations
 from fastgraph.export.graphs.nodes import Edge, Graph, Node
 
 TITLE = "torch.compile (Inductor)"

@@ -55,9 +55,7 @@ class BatchNorm:
             return f"dtype {value(source).dtype} is not floating point"
         constants = [*source.args[1:3], *node.args[1:5]]
         if any(isinstance(c, fx.Node) and c not in facts.constants for c in constants):
-            return (
-                "weights or statistics are inputs of the graph or vary: folding them would cost time in every call"
-            )
+            return "weights or statistics are inputs of the graph or vary: folding them would cost time in every call"
         return None
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:

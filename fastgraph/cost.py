@@ -80,10 +80,14 @@ def operations(node: fx.Node) -> int:
 
 
 def _meta(value: Any) -> Any:
-    """Without data: the same tensors, their free sizes those of the example."""
-    return pytree.tree_map_only(
-        torch.Tensor, lambda t: torch.empty([int(n) for n in t.shape], dtype=t.dtype, device="meta"), value
-    )
+    """Without data: the same tensors and numbers, free sizes those of the example. No size is fixed by the look."""
+
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return torch.empty([plain(n) for n in leaf.shape], dtype=leaf.dtype, device="meta")
+        return leaf.node.hint if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool) else leaf
+
+    return pytree.tree_map(plain, value)
 
 
 def _is_view(func: Any) -> bool:
