@@ -5,6 +5,7 @@ makes of it.
 """
 
 import ast
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -142,6 +143,10 @@ class _Printer(PythonPrinter):
     def _print_Not(self, expr: sympy.Not) -> str:
         return f"(not ({self._print(expr.args[0])}))"
 
+    def _print_Xor(self, expr: sympy.Xor) -> str:
+        first, *others = (f"bool({self._print(arg)})" for arg in expr.args)
+        return functools.reduce(lambda text, other: f"({text} != {other})", others, first)
+
     def _print_Piecewise(self, expr: sympy.Piecewise) -> str:
         *cases, (last, condition) = expr.args
         if condition != True:  # noqa: E712
@@ -165,7 +170,7 @@ class _Printer(PythonPrinter):
 
     emptyPrinter = _refuse
     _print_Infinity = _print_NegativeInfinity = _print_NaN = _print_ComplexInfinity = _refuse
-    _print_IntInfinity = _print_NegativeIntInfinity = _print_Xor = _refuse
+    _print_IntInfinity = _print_NegativeIntInfinity = _refuse
 
 
 def conditions(placeholders: Sequence[fx.Node]) -> list[str]:
@@ -183,16 +188,23 @@ def conditions(placeholders: Sequence[fx.Node]) -> list[str]:
             names[str(node.expr)] = name
             found += _bounds(name, node.shape_env.var_to_range[node.expr])
     for name, size in sizes:
-        fixed = _fixed(size)
-        if fixed is not None:
-            found.append(f"{name} == {fixed}")
-        elif names.get(str(size.node.expr)) != name:
-            found += _relation(sympy.Eq(sympy.Symbol(name), size.node.expr), {**names, name: name}, free)
+        if names.get(str(size.node.expr) if _fixed(size) is None else "") != name:
+            found.append(f"{name} == {_value(size, names)}")
     if free:
         env = free[0][1].shape_env
         for guard in env.guards:
-            found += _relation(env.replace(guard.expr), names, free)
+            found += _guard(env.replace(guard.expr), names, free)
     return list(dict.fromkeys(found))
+
+
+def _value(size: Any, names: dict[str, str]) -> str:
+    """What the graph takes the size for: a number, or an expression of others."""
+    if _fixed(size) is not None:
+        return str(_fixed(size))
+    try:
+        return express(size.node.expr, names)
+    except Inexpressible:
+        return str(size.node.hint)
 
 
 def _shape(node: fx.Node) -> Sequence[Any]:
@@ -211,8 +223,8 @@ def _bounds(name: str, bounds: Any) -> Iterator[str]:
         yield f"{name} <= {int(bounds.upper)}"
 
 
-def _relation(expression: sympy.Basic, names: dict[str, str], free: Sequence[tuple[str, Any]]) -> Iterator[str]:
-    """The relation as a condition, or the sizes of the example for those that it is about."""
+def _guard(expression: sympy.Basic, names: dict[str, str], free: Sequence[tuple[str, Any]]) -> Iterator[str]:
+    """A guard as a condition, or the sizes of the example for those that it is about."""
     if expression == True:  # noqa: E712
         return
     try:
@@ -226,7 +238,12 @@ def _relation(expression: sympy.Basic, names: dict[str, str], free: Sequence[tup
 
 def express(expression: sympy.Basic, names: dict[str, str]) -> str:
     """The expression in Python, symbols by their names; `Inexpressible` where there is none."""
-    return _Printer(names).doprint(expression)
+    text = _Printer(names).doprint(expression)
+    try:
+        compile_condition(text)
+    except ValueError as error:
+        raise Inexpressible(text) from error
+    return text
 
 
 def compile_condition(expression: str) -> Callable[[dict[str, Any]], bool]:
