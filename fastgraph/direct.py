@@ -4,6 +4,7 @@ What depends on parameters alone (folded batch-norm, casts, packed weights) is c
 parameter has changed; see `kernels.weights.Snapshot` for what counts as a change.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,57 +16,19 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fastgraph.constants import constant_nodes
+from fastgraph.gradients import GradientProgram, compiled
 from fastgraph.kernels.conv_pool.op import Direct as ConvPool
 from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
 from fastgraph.kernels.door import open_door, open_gate
 from fastgraph.kernels.mlp.op import Direct as Mlp
 from fastgraph.kernels.weights import Snapshot
-from fastgraph.rewrite.rule import is_mutation
 
 DOORS: dict[Any, Callable[..., Any]] = {
     torch.ops.fastgraph.mlp.default: Mlp,
     torch.ops.fastgraph.conv_pool.default: ConvPool,
     torch.ops.fastgraph.conv_pool_mlp.default: ConvPoolMlp,
 }
-
-
-def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Parameters and buffers that the graph does not write to, and what is computed from them alone.
-
-    Left out: values that leave the graph or that a result may alias, since the caller could write into them.
-    """
-    written = {arg for node in graph.nodes if is_mutation(node) for arg in node.all_input_nodes}
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            if node not in written and isinstance(node.meta.get("val"), torch.Tensor):  # not a nested graph
-                found.add(node)
-            continue
-        constant = _is_pure(node) and node not in written and all(arg in found for arg in node.all_input_nodes)
-        if constant and not any(_keeps_alias(user, node) for user in node.users):
-            found.add(node)
-    return found
-
-
-def _is_pure(node: fx.Node) -> bool:
-    """A function of the tensors that go in: it has some, writes to none, and draws no random numbers."""
-    target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and bool(node.all_input_nodes)
-        and not target._schema.is_mutable
-        and torch.Tag.nondeterministic_seeded not in target.tags
-        and isinstance(node.meta.get("val"), torch.Tensor)
-    )
-
-
-def _keeps_alias(user: fx.Node, node: fx.Node) -> bool:
-    """Whether `user` hands `node` out of the graph, or may return memory of it."""
-    if user.op != "call_function" or not isinstance(user.target, torch._ops.OpOverload):
-        return True
-    constant = all(arg.op == "get_attr" or arg is node for arg in user.all_input_nodes)
-    aliases = any(result.alias_info is not None for result in user.target._schema.returns)
-    return aliases and not constant
 
 
 def through_door(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -96,24 +59,20 @@ class State:
 
     snapshot: Snapshot
     values: SimpleNamespace  # constants and doors under the names that the program uses
-    ops: dict[str, Any]  # what is behind these doors
+    computed: dict[fx.Node, torch.Tensor]  # constants that are no parameters
     # What the module is called through, if it can be: door(*inputs) is its result, or None for the general way.
     door: Callable[..., Any] | None = None
     admit: Callable[..., None] = lambda *inputs: None  # lets inputs like these through the door from now on
-
-    @cached_property
-    def values_with_gradients(self) -> SimpleNamespace:
-        """The values, with ops that gradients flow through."""
-        doors = {name: op.with_gradients(getattr(self.values, name)) for name, op in self.ops.items()}
-        return SimpleNamespace(**{**vars(self.values), **doors})
 
 
 class Direct:
     """A rewritten graph as straight-line Python over ATen operators and direct doors.
 
-    `module` owns the parameters that the graph's get_attr nodes name. Call `run(*flat_inputs)` with gradients off; it
-    returns the tuple of flat outputs. `out_spec`: what the module makes of them, where its arguments are the graph's
-    inputs as they are; a state then has a door. `doors` False leaves the fused ops as they are, for a compiler.
+    `module` owns the parameters that the graph's get_attr nodes name. Call `run(state, *flat_inputs)` with gradients
+    off, `run_with_gradients(*flat_inputs)` with gradients on; both return the tuple of flat outputs. `out_spec`: what
+    the module makes of them, where its arguments are the graph's inputs as they are; a state then has a door, open as
+    long as `structure` says that the module is what it was. `doors` False leaves the fused ops as they are, for a
+    compiler.
     """
 
     def __init__(
@@ -122,32 +81,44 @@ class Direct:
         graph: fx.Graph,
         *,
         out_spec: pytree.TreeSpec | None = None,
+        structure: Any = None,
         doors: bool = True,
     ) -> None:
         self._constants = constant_nodes(graph)
         self._graph = graph
+        self._structure = structure
         self._slots = {node: _slot(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
         self._watched = [slot for node, slot in self._slots.items() if node in self._constants]
-        # Whether gradients flow through the program: not where something was computed from parameters beforehand.
-        self.is_differentiable = all(node.op == "get_attr" for node in self._constants)
         self._names: dict[fx.Node, str] = {}
         self._doors: dict[str, fx.Node] = {}
         self.program = self._program(doors)
         self._out_spec = out_spec
-        code = self.program.python_code("self")
-        namespace = dict(code.globals)
-        exec(code.src, namespace)
-        self._forward = namespace["forward"]
+        self._forward = compiled(self.program)
+        self._lock = threading.Lock()
+        self._state: State | None = None
 
     def tensors(self) -> list[torch.Tensor]:
         """The parameters and buffers that the state depends on, as they are now."""
         return [owner[name] for owner, name in self._watched]
 
+    def all_tensors(self) -> list[torch.Tensor]:
+        """Those, and the ones that the graph writes to."""
+        values = (owner[name] for owner, name in self._slots.values())
+        return [value for value in values if isinstance(value, torch.Tensor)]
+
+    def fresh_state(self) -> State:
+        """Packed weights and other constants for the parameters as they are now."""
+        state = self._state
+        if state is None or not state.snapshot.matches(self.tensors()):
+            with self._lock:
+                self._state = state = self.state()
+        return state
+
     def state(self) -> State:
         """Computes the constants and packs the weights."""
         snapshot = Snapshot(self.tensors())
         values: dict[fx.Node, Any] = {node: owner[name] for node, (owner, name) in self._slots.items()}
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
             for node in self._graph.nodes:
                 if node in self._constants and node.op == "call_function":
                     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
@@ -157,7 +128,8 @@ class Direct:
             for name, node in self._doors.items():
                 ops[name] = DOORS[node.target](*fx.map_arg(node.args[1:], lambda n: values[n]))
         doors = {name: through_door(op) for name, op in ops.items()}
-        state = State(snapshot, SimpleNamespace(**named, **doors), ops)
+        computed = {node: value for node, value in values.items() if node.op == "call_function"}
+        state = State(snapshot, SimpleNamespace(**named, **doors), computed)
         if self._is_one_op():
             self._open_kernel(state, next(iter(ops.values())))
         elif self._out_spec is not None and self._returns_tensors():
@@ -166,13 +138,13 @@ class Direct:
 
     def _open_kernel(self, state: State, op: Any) -> None:
         """A door straight into the kernel of `op`, which is all of the program."""
-        door = open_door(op.kernels, self._watched, state.snapshot)
+        door = open_door(op.kernels, self._watched, state.snapshot, structure=self._structure)
         if door is not None:
             state.door, state.admit = door, partial(_admit, door, op)
 
     def _open_program(self, state: State, out_spec: pytree.TreeSpec) -> None:
         """A gate before the program: one look in native code at what `OptimizedModule` asks on the general way."""
-        gate = open_gate(self._watched, state.snapshot)
+        gate = open_gate(self._watched, state.snapshot, structure=self._structure)
         if gate is not None:
             run, values = self._forward, state.values
             result = itemgetter(0) if out_spec.is_leaf() else out_spec.unflatten  # the former 0.5 us less
@@ -183,9 +155,15 @@ class Direct:
         """The program on flattened inputs."""
         return self._forward(state.values, *inputs)
 
-    def run_with_gradients(self, state: State, *inputs: Any) -> tuple[Any, ...]:
-        """The same with gradients on, if `is_differentiable`."""
-        return self._forward(state.values_with_gradients, *inputs)
+    def run_with_gradients(self, *inputs: Any) -> tuple[Any, ...]:
+        """The same, with gradients for the inputs and the parameters."""
+        state = self.fresh_state()
+        return self._gradients.run(state.values, state.computed, *inputs)
+
+    @cached_property
+    def _gradients(self) -> GradientProgram:
+        doors = {node: name for name, node in self._doors.items()}
+        return GradientProgram(self._graph, self._constants, self._slots, doors)
 
     def computed(self) -> list[str]:
         """Names in `State.values` of what is computed from parameters and buffers, rather than one of them."""
@@ -239,3 +217,4 @@ def _slot(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
         if name in slots:
             return slots, name
     return owner.__dict__, name
+

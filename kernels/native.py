@@ -11,6 +11,7 @@ import warnings
 from types import ModuleType
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 CAPABILITIES = ("avx512_bf16", "avx512", "avx2", "scalar", "aten")
 TAKEN = ({torch.float32}, {torch.bfloat16})  # dtypes of weights
@@ -60,11 +61,51 @@ def kernels() -> ModuleType | None:
     return _native if _capability != "aten" else None
 
 
+def library() -> ModuleType | None:
+    """The compiled module, for what is no kernel: there also where CPU calls run through ATen by choice."""
+    return _native
+
+
 def takes(*weights: torch.Tensor | None) -> bool:
-    """Whether the compiled kernels can be used with these weights: all in the CPU's memory, all fp32 or all bf16."""
+    """Whether the compiled kernels can be used with these weights."""
+    return refusal(*weights) is None
+
+
+def refusal(*weights: torch.Tensor | None) -> str | None:
+    """Why the compiled kernels cannot be used with these weights, as a phrase, or None where they can.
+
+    They take what is dense in the CPU's memory, all fp32 or all bf16, and has a version, since packed values are kept.
+    Fake tensors stand for such tensors if they have the same dtype and device.
+    """
+    if _capability == "aten":
+        return "no compiled kernels are in use (cpu_capability is aten)"
     present = [t for t in weights if t is not None]
+    about_each = next((reason for t in present if (reason := _refusal_of(t))), None)
+    if about_each is not None:
+        return about_each
     dtypes = {t.dtype for t in present}
-    return _capability != "aten" and dtypes in TAKEN and all(is_plain(t) for t in present)
+    return None if dtypes in TAKEN else _refusal_of_dtypes(dtypes)
+
+
+def _refusal_of(weight: torch.Tensor) -> str | None:
+    if not weight.is_cpu:
+        return f"a weight on {weight.device} has no kernel on the CPU"
+    if weight.layout is not torch.strided:
+        return f"a weight of layout {weight.layout} has no kernel on the CPU"
+    if not is_plain(weight):
+        return "a weight whose values are not in memory as they are (negated, or zeros) has no kernel on the CPU"
+    if isinstance(weight, FakeTensor):
+        return None
+    if type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"a weight of type {type(weight).__name__}, with operators of its own, has no kernel on the CPU"
+    if weight.is_inference():
+        return "parameters made in inference_mode have no version: a change could not be seen"
+    return None
+
+
+def _refusal_of_dtypes(dtypes: set[torch.dtype]) -> str:
+    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    return f"{names or 'no weights'} {'have' if len(dtypes) != 1 else 'has'} no kernel on the CPU"
 
 
 def is_plain(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> bool:

@@ -349,7 +349,7 @@ def test_other_python_threads_run_while_the_kernel_does(generator: torch.Generat
 
 
 def test_references(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
-    held = [x, weights["weight"], weights["bias"], weights, None, torch.Tensor, *door.WATCHERS]
+    held = [x, weights["weight"], weights["bias"], weights, None, torch.Tensor, *(watches for watches, _ in door.WATCHERS)]
     with torch.no_grad():
         before = [sys.getrefcount(value) for value in held]
         for _ in range(1000):

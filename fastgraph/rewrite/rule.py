@@ -7,7 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
+from fastgraph.aliases import argument, is_mutation
+
 aten = torch.ops.aten
+__all__ = ["Match", "Refusal", "Rule", "argument", "aten", "calls", "is_mutation", "only_user", "origins", "value"]
 
 
 @dataclass(frozen=True)
@@ -48,23 +51,6 @@ def calls(node: Any, *targets: Any) -> bool:
 def only_user(node: fx.Node) -> fx.Node | None:
     """The single node that uses `node`'s value, once or more; None if there are several or none."""
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def argument(node: fx.Node, name: str) -> Any:
-    """An argument by the name it has in the operator's schema, its default where it is not given."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    for position, formal in enumerate(schema.arguments):
-        if formal.name == name:
-            if position < len(node.args):
-                return node.args[position]
-            return node.kwargs.get(name, formal.default_value if formal.has_default_value() else None)
-    raise KeyError(f"{node.target} has no argument {name}")
-
-
-def is_mutation(node: fx.Node) -> bool:
-    """Whether the node writes into one of its arguments."""
-    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
-    return schema is not None and schema.is_mutable
 
 
 def value(node: Any) -> Any:

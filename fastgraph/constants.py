@@ -1,0 +1,42 @@
+"""What of a graph depends on parameters and buffers alone, and so has to be computed only when they change."""
+
+from collections.abc import Collection
+
+import torch
+from torch import fx
+
+from fastgraph.aliases import Aliases, is_mutation
+
+
+def constant_nodes(
+    graph: fx.Graph, aliases: Aliases | None = None, roots: Collection[fx.Node] | None = None
+) -> set[fx.Node]:
+    """Parameters and buffers that the graph does not write to, and what is computed from them alone.
+
+    Left out: what the graph writes to through any alias, and computed values whose memory leaves the graph, since the
+    caller could write into them. `roots` are the nodes that are given; None: the graph's get_attr tensors.
+    """
+    aliases = Aliases(graph) if aliases is None else aliases
+    if roots is None:
+        roots = [n for n in graph.find_nodes(op="get_attr") if isinstance(n.meta.get("val"), torch.Tensor)]
+    constants = {node for node in roots if not aliases.writers(node)}
+    if len(constants) == 0:
+        return constants
+    for node in graph.nodes:
+        computed = _is_pure(node) and all(arg in constants for arg in node.all_input_nodes)
+        if computed and not aliases.writers(node) and not aliases.leaves(node):
+            constants.add(node)
+    return constants
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """A function of the tensors that go in: it has some, writes to none, and draws no random numbers."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and bool(node.all_input_nodes)
+        and not target._schema.is_mutable
+        and not is_mutation(node)
+        and torch.Tag.nondeterministic_seeded not in target.tags
+        and isinstance(node.meta.get("val"), torch.Tensor)
+    )
