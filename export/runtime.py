@@ -44,6 +44,15 @@ def session(
             one.
         ModuleNotFoundError: onnxruntime is not installed.
     """
+    made, said = open_session(model, provider, threads, spinning=spinning)
+    sys.stderr.write(said)
+    return made
+
+
+def open_session(
+    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None, *, spinning: bool | str = False
+) -> tuple[onnxruntime.InferenceSession, str]:
+    """``session``, and what onnxruntime wrote to standard error, which is not passed on."""
     if provider not in PROVIDERS:
         raise ValueError(f"session: provider must be one of {', '.join(PROVIDERS)}; got {provider!r}")
     if threads is not None and threads < 1:
@@ -68,8 +77,7 @@ def session(
         made = onnxruntime.InferenceSession(model, options, providers=[chosen])
     if made.get_providers()[0] != name:
         raise RuntimeError(_cannot_run(provider, _reason(said[0])))
-    sys.stderr.write(said[0])
-    return made
+    return made, said[0]
 
 
 def _cuda_options() -> dict[str, str]:

@@ -108,7 +108,10 @@ class Captured:
     def example(self, batch: int) -> list[Any]:
         """Flattened inputs as those of the capture, with zeros for tensors, and with another size of the batch."""
         shapes = [[_hint(n) for n in node.meta["val"].shape] for node in self.placeholders]
-        symbols = [str(node.meta["val"].shape[0]) if shape else "" for node, shape in zip(self.placeholders, shapes, strict=True)]
+        symbols = [
+            str(node.meta["val"].shape[0]) if shape else ""
+            for node, shape in zip(self.placeholders, shapes, strict=True)
+        ]
         for shape, symbol in zip(shapes, symbols, strict=True):
             if shape and symbol == symbols[0]:
                 shape[0] = batch
@@ -119,7 +122,9 @@ class Captured:
     def differences(self, other: "Captured") -> list[str]:
         """What this graph relies on and `other` does not, for a reader."""
         found = [c for c in self.conditions if c not in other.conditions]
-        found += [f"{self.names[i]} = {value!r}" for i, value in self.constants.items() if other.constants.get(i) != value]
+        found += [
+            f"{self.names[i]} = {value!r}" for i, value in self.constants.items() if other.constants.get(i) != value
+        ]
         for mine, theirs in zip(self.placeholders, other.placeholders, strict=False):
             kinds = mine.meta["val"].dtype, theirs.meta["val"].dtype
             found += [f"{mine.target} of {kinds[0]}"] if kinds[0] != kinds[1] else []
@@ -436,7 +441,10 @@ def written(spec: pytree.TreeSpec) -> str:
 def check_inputs(captured: Captured, flat: Sequence[Any]) -> None:
     """RuntimeError where these tensors are not what the graph was captured for."""
     tensors = iter(flat)
-    leaves = [captured.constants.get(i) if i in captured.constants else next(tensors) for i in range(captured.in_spec.num_leaves)]
+    leaves = [
+        captured.constants.get(i) if i in captured.constants else next(tensors)
+        for i in range(captured.in_spec.num_leaves)
+    ]
     if (error := captured.refusal(leaves)) is not None:
         raise error
 

@@ -225,4 +225,3 @@ def _slot(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
         if name in slots:
             return slots, name
     return owner.__dict__, name
-

@@ -419,5 +419,7 @@ def _notes(first: Specialization, others: Sequence[Specialization]) -> list[str]
     if captured.unseen:
         notes.append(f"forward sets {', '.join(captured.unseen)}, which no result depends on: not updated here")
     for other in others:
-        notes.append(f"captured again for inputs with {', '.join(other.captured.differences(captured)) or 'other facts'}")
+        notes.append(
+            f"captured again for inputs with {', '.join(other.captured.differences(captured)) or 'other facts'}"
+        )
     return notes

@@ -219,5 +219,3 @@ def attributes_set(model: nn.Module, values: dict[tuple[str, str], Any]) -> Iter
                 modules[path].pop(name, None)
             else:
                 modules[path][name] = value
-
-

@@ -62,7 +62,13 @@ def test_a_branch_on_a_size_is_captured_when_it_is_taken() -> None:
     with pytest.raises(RuntimeError, match=r"needs x.shape\[0\] <= 4, got x of shape \[5, 5, 8\]"):
         check_inputs(captured, [torch.ones(5, 5, 8), torch.ones(5, 5, 8)])
     fast = fastgraph.optimize(model, (x, y))
-    shapes = [((4, 5, 8), (9, 9, 9)), ((5, 5, 8), (5, 5, 8)), ((6, 5, 8), (6, 4, 8)), ((9, 5, 8), (9, 5, 8)), ((1, 5, 8), (1, 1, 1))]
+    shapes = [
+        ((4, 5, 8), (9, 9, 9)),
+        ((5, 5, 8), (5, 5, 8)),
+        ((6, 5, 8), (6, 4, 8)),
+        ((9, 5, 8), (9, 5, 8)),
+        ((1, 5, 8), (1, 1, 1)),
+    ]
     with torch.no_grad():
         for shape, other in shapes:
             inputs = torch.randn(shape), torch.randn(other)
@@ -88,7 +94,9 @@ def test_structures_of_inputs_and_outputs() -> None:
     assert fast(torch.ones(2, 3), (7, 4), scale=2.0)["sum"].tolist() == [[29.0] * 3] * 2
     with pytest.raises(TypeError, match="missing a required argument: 'pair'"):
         fast(torch.ones(2, 3))
-    with pytest.raises(TypeError, match=r"needs the structure of the example inputs, \(\*, \(\*, \*\)\), got \(\*, \[\*\]\)"):
+    with pytest.raises(
+        TypeError, match=r"needs the structure of the example inputs, \(\*, \(\*, \*\)\), got \(\*, \[\*\]\)"
+    ):
         fast(torch.ones(2, 3), [torch.ones(2, 3)])
 
 
@@ -131,7 +139,12 @@ def test_flatten_inputs_takes_keywords() -> None:
     ("model", "inputs", "error", "message"),
     [
         (lambda: print, (torch.ones(1),), TypeError, "model: needs a torch.nn.Module, got builtin_function_or_method"),
-        (lambda: nn.Linear(2, 2), (), TypeError, r"need the arguments of forward\(input.*missing a required argument: 'input'"),
+        (
+            lambda: nn.Linear(2, 2),
+            (),
+            TypeError,
+            r"need the arguments of forward\(input.*missing a required argument: 'input'",
+        ),
         (lambda: nn.Linear(2, 2), (1.0,), ValueError, r"example_inputs: needs at least one tensor, got \[1.0\]"),
         (lambda: nn.Linear(2, 2), torch.ones(1, 2), TypeError, "example_inputs: needs a tuple of .*, got Tensor"),
         (
