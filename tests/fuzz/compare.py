@@ -49,7 +49,8 @@ class Session:
     """
 
     def __init__(self, program: Program, model: nn.Module, function: Callable[..., Any] | None = None) -> None:
-        self.program, self.model, self.function = program, model, function or model
+        self.program, self.model = program, model
+        self.function = model if function is None else function
 
     def run(self, calls: Calls) -> Iterator[Outcome]:
         """Lazily, one outcome a call."""
@@ -159,6 +160,13 @@ class Reference:
         self.eager = list(Session(program, program.build()).run(calls))
         self.exact = list(exact_session(program).run(calls))
         self._shaken: list[list[Outcome]] | None = None
+
+    @property
+    def has_state(self) -> bool:
+        """Does a call see what an earlier one left behind?"""
+        kept = [{n: t for n, t in o.state.items() if not n.startswith("input ")} for o in self.eager if o.error is None]
+        before = tensors_of(self.program.build())
+        return any(not torch.equal(before[n], t) for state in kept for n, t in state.items() if n in before)
 
     def shaken(self, index: int) -> list[Outcome]:
         """What call `index` gives in float64 when every weight and input is off by a rounding error."""
