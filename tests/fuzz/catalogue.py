@@ -1,8 +1,8 @@
 """What generated modules are made of.
 
-Templates name `{x}`, a floating tensor; `{y}`, another of the same shape; `{z}`, any other; `{i}`, indices below 6; `{m}`,
-a mask; `{d}` and `{e}`, two of `{x}`'s axes; `{c}`, the size of the axis that a layer works on; `{o}`, a new size; `{k}`,
-a new name in `self`. Whether an operator takes what it is given is found by running it.
+Templates name `{x}`, a floating tensor; `{y}`, another of the same shape; `{z}`, any other; `{i}`, indices below 6;
+`{m}`, a mask; `{d}` and `{e}`, two of `{x}`'s axes; `{c}`, the size of the axis that a layer works on; `{o}`, a new
+size; `{k}`, a new name in `self`. Whether an operator takes what it is given is found by running it.
 """
 
 # (constructor, axes that the input may have, the axis whose size it needs)
@@ -12,7 +12,11 @@ LAYERS = [
     ("nn.Sequential(nn.Linear({c}, {o}), nn.ReLU(), nn.Linear({o}, {c}))", (2, 3), -1),
     ("nn.Sequential(nn.Linear({c}, {o}), nn.Sigmoid(), nn.Linear({o}, 5), nn.Softmax(dim=-1))", (2,), -1),
     ("nn.Sequential(nn.Linear({c}, {o}), nn.BatchNorm1d({o}), nn.ReLU())", (2,), -1),
-    ("nn.Sequential(nn.Linear({c}, {o}), nn.Dropout(0.3), nn.Tanh(), nn.Linear({o}, 3), nn.LogSoftmax(dim=1))", (2,), -1),
+    (
+        "nn.Sequential(nn.Linear({c}, {o}), nn.Dropout(0.3), nn.Tanh(), nn.Linear({o}, 3), nn.LogSoftmax(dim=1))",
+        (2,),
+        -1,
+    ),
     ("nn.Conv1d({c}, {o}, 3)", (3,), 1),
     ("nn.Conv1d({c}, {o}, 3, stride=2, padding=1)", (3,), 1),
     ("nn.Conv1d({c}, {o}, 2, dilation=2, padding='same', bias=False)", (3,), 1),
@@ -90,77 +94,85 @@ CALLED_LAYERS = [
 ]  # fmt: skip
 
 POINTWISE = [
-    *(f"F.{name}({{x}})" for name in (
-        "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign hardtanh hardswish hardsigmoid logsigmoid "
-        "tanhshrink softshrink hardshrink"
-    ).split()),
-    "F.gelu({x}, approximate='tanh')",
-    *(f"torch.{name}({{x}})" for name in "relu sigmoid tanh exp sin cos abs neg square sign floor round trunc erf".split()),
-    "torch.rsqrt({x}.abs() + 0.5)", "torch.log1p({x}.abs())", "{x}.clamp(min=0)", "{x}.clamp(-1, 1)", "{x} * 2 + 1",
-    "1 - {x}", "{x} / 3", "{x} ** 2", "{x} % 0.7", "torch.nan_to_num({x})", "{x}.detach()", "{x}.clone()",
-    "F.softmax({x}, dim={d})", "F.log_softmax({x}, dim={d})", "F.softmin({x}, dim={d})", "F.glu({x}, dim={d})",
-    "F.normalize({x}, dim={d})", "F.dropout({x}, 0.5, self.training)", "F.layer_norm({x}, {x}.shape[-1:])",
-    "StraightThrough.apply({x})", "ReverseGradient.apply({x})", "{x}.half().to({x}.dtype)", "{x}.double().to({x}.dtype)",
+    "F.relu({x})", "F.relu6({x})", "F.leaky_relu({x})", "F.elu({x})", "F.selu({x})", "F.celu({x})", "F.gelu({x})",
+    "F.silu({x})", "F.mish({x})", "F.softplus({x})", "F.softsign({x})", "F.hardtanh({x})", "F.hardswish({x})",
+    "F.hardsigmoid({x})", "F.logsigmoid({x})", "F.tanhshrink({x})", "F.softshrink({x})", "F.hardshrink({x})",
+    "F.gelu({x}, approximate='tanh')", "torch.relu({x})", "torch.sigmoid({x})", "torch.tanh({x})", "torch.exp({x})",
+    "torch.sin({x})", "torch.cos({x})", "torch.abs({x})", "torch.neg({x})", "torch.square({x})", "torch.sign({x})",
+    "torch.floor({x})", "torch.round({x})", "torch.trunc({x})", "torch.erf({x})", "torch.rsqrt({x}.abs() + 0.5)",
+    "torch.log1p({x}.abs())", "{x}.clamp(min=0)", "{x}.clamp(-1, 1)", "{x} * 2 + 1", "1 - {x}", "{x} / 3", "{x} ** 2",
+    "{x} % 0.7", "torch.nan_to_num({x})", "{x}.detach()", "{x}.clone()", "F.softmax({x}, dim={d})",
+    "F.log_softmax({x}, dim={d})", "F.softmin({x}, dim={d})", "F.glu({x}, dim={d})", "F.normalize({x}, dim={d})",
+    "F.dropout({x}, 0.5, self.training)", "F.layer_norm({x}, {x}.shape[-1:])", "StraightThrough.apply({x})",
+    "ReverseGradient.apply({x})", "{x}.half().to({x}.dtype)", "{x}.double().to({x}.dtype)",
     "{x}.to(torch.bfloat16).to({x}.dtype)", "{x}.type_as({x})", "torch.where({x} > 0, {x}, 0.1 * {x})",
     "{x}.masked_fill({x} > 1, 0.5)", "{x}.cumsum({d})", "{x}.roll(1, {d})", "{x}.flip({d})", "{x}.sort({d})[0]",
     "{x} + torch.arange({x}.shape[-1])", "{x} * torch.full_like({x}, 0.5)", "{x} + torch.zeros({x}.shape[0], 1)",
-    "{x} + {x}.new_ones({x}.shape)", "{x} - torch.eye({x}.shape[-1])[0]", "{x}.tril()", "{x} + {x}.mean({d}, keepdim=True)",
-    "({x} > 0).to({x}.dtype)", "{x}.float() * 2", "{x} + torch.tensor([1.0])", "{x} * {x}.shape[0]",
-    "torch.atan2({x}, {x} + 1)", "torch.remainder({x}, 1.5)", "{x}.logcumsumexp({d})", "{x}.softmax(-1).log()",
+    "{x} + {x}.new_ones({x}.shape)", "{x} - torch.eye({x}.shape[-1])[0]", "{x}.tril()",
+    "{x} + {x}.mean({d}, keepdim=True)", "({x} > 0).to({x}.dtype)", "{x}.float() * 2", "{x} + torch.tensor([1.0])",
+    "{x} * {x}.shape[0]", "torch.atan2({x}, {x} + 1)", "torch.remainder({x}, 1.5)", "{x}.logcumsumexp({d})",
+    "{x}.softmax(-1).log()",
 ]  # fmt: skip
 
 SHAPES = [
-    "{x}.flatten(1)", "{x}.flatten(0, 1)", "{x}.flatten()", "{x}.reshape({x}.shape[0], -1)", "{x}.view({x}.size(0), -1)",
-    "{x}.reshape(-1, {x}.shape[-1])", "{x}.view(-1, {x}.shape[-1])", "{x}.unsqueeze({d})", "{x}.squeeze({d})", "{x}[None]",
-    "{x}.squeeze()", "{x}.transpose({d}, {e})", "{x}.permute(*reversed(range({x}.dim())))", "{x}.movedim({d}, {e})", "{x}.mT",
+    "{x}.flatten(1)", "{x}.flatten(0, 1)", "{x}.flatten()", "{x}.reshape({x}.shape[0], -1)",
+    "{x}.view({x}.size(0), -1)", "{x}.reshape(-1, {x}.shape[-1])", "{x}.view(-1, {x}.shape[-1])",
+    "{x}.unsqueeze({d})", "{x}.squeeze({d})", "{x}[None]", "{x}.squeeze()", "{x}.transpose({d}, {e})",
+    "{x}.permute(*reversed(range({x}.dim())))", "{x}.movedim({d}, {e})", "{x}.mT",
     "{x}.transpose(0, 1).reshape({x}.shape[1], -1)", "{x}.t()", "{x}[:, ::2]", "{x}[..., 1:]", "{x}[:, -1]", "{x}[0]",
     "{x}[-1:]", "{x}[..., :2]", "{x}.narrow({d}, 0, 1)", "{x}.select({d}, 0)", "{x}.unbind({d})[0]",
     "{x}.diagonal(dim1={d}, dim2={e})", "{x}.unfold({d}, 2, 1)", "{x}.repeat_interleave(2, {d})", "{x}.contiguous()",
-    "{x}.to(memory_format=torch.channels_last)", "{x}.unsqueeze(1).expand(-1, 3, *{x}.shape[1:])", "{x}.expand_as({x})",
-    "{x}.chunk(2, {d})[0]", "{x}.split(2, {d})[-1]", "{x}.tensor_split(2, {d})[1]", "{x}.unflatten({d}, (2, -1))",
-    "torch.cat([{x}, {x}], {d})", "torch.stack([{x}, {x} * 2], {d})", "torch.hstack([{x}, {x}])", "{x}.index_select({d}, {i}[0])",
-    "{x}[:, torch.tensor([1, 0])]", "{x}[torch.arange({x}.shape[0])]", "F.pad({x}, (1, 0))", "F.pad({x}, (0, 1), value=2.0)",
+    "{x}.to(memory_format=torch.channels_last)", "{x}.unsqueeze(1).expand(-1, 3, *{x}.shape[1:])",
+    "{x}.expand_as({x})", "{x}.chunk(2, {d})[0]", "{x}.split(2, {d})[-1]", "{x}.tensor_split(2, {d})[1]",
+    "{x}.unflatten({d}, (2, -1))", "torch.cat([{x}, {x}], {d})", "torch.stack([{x}, {x} * 2], {d})",
+    "torch.hstack([{x}, {x}])", "{x}.index_select({d}, {i}[0])", "{x}[:, torch.tensor([1, 0])]",
+    "{x}[torch.arange({x}.shape[0])]", "F.pad({x}, (1, 0))", "F.pad({x}, (0, 1), value=2.0)",
     "F.pad({x}, (1, 1), mode='reflect')", "F.pixel_shuffle({x}, 2)", "F.interpolate({x}, scale_factor=2)",
     "F.interpolate({x}, size=({x}.shape[2] // 2, 5), mode='bilinear')", "{x}.repeat(1, *[2] * ({x}.dim() - 1))",
-    "F.unfold({x}, 2)", "torch.atleast_3d({x})", "torch.einsum('ij->ji', {x})", "{x}.movedim(0, -1)", "{x}.view_as({x})",
-    "torch.concat([{x}[:, :1], {x}], dim=1)", "F.avg_pool2d({x}, 2)", "F.max_pool1d({x}, 2)", "F.adaptive_avg_pool2d({x}, 1)",
+    "F.unfold({x}, 2)", "torch.atleast_3d({x})", "torch.einsum('ij->ji', {x})", "{x}.movedim(0, -1)",
+    "{x}.view_as({x})", "torch.concat([{x}[:, :1], {x}], dim=1)", "F.avg_pool2d({x}, 2)", "F.max_pool1d({x}, 2)",
+    "F.adaptive_avg_pool2d({x}, 1)",
 ]  # fmt: skip
 
 REDUCTIONS = [
     "{x}.mean({d})", "{x}.sum({d})", "{x}.var({d})", "{x}.std({d}, keepdim=True)", "{x}.amax({d})", "{x}.max({d})[0]",
-    "{x}.max({d}).values", "{x}.topk(1, {d})[0]", "{x}.topk(2, {d}).values", "{x}.norm(dim={d})", "{x}.logsumexp({d})",
-    "{x}.prod({d})", "{x}.min({d})[0]", "{x}.mean()", "{x}.sum()", "{x}.median({d})[0]", "{x}.mean((-2, -1))",
-    "F.cosine_similarity({x}, {x} + 1, dim={d})", "F.mse_loss({x}, {x} * 0.5)", "{x}.aminmax(dim={d})[1]",
+    "{x}.max({d}).values", "{x}.topk(1, {d})[0]", "{x}.topk(2, {d}).values", "{x}.norm(dim={d})",
+    "{x}.logsumexp({d})", "{x}.prod({d})", "{x}.min({d})[0]", "{x}.mean()", "{x}.sum()", "{x}.median({d})[0]",
+    "{x}.mean((-2, -1))", "F.cosine_similarity({x}, {x} + 1, dim={d})", "F.mse_loss({x}, {x} * 0.5)",
+    "{x}.aminmax(dim={d})[1]",
 ]  # fmt: skip
 
 INTEGERS = [
-    "{x}.argmax({d})", "{x}.argsort({d})", "{x}.max({d})[1]", "{x}.topk(2, {d})[1]", "({x} > 0).sum({d})", "{x}.long()",
-    "{x}.argmin()", "({x} > 0).nonzero().shape[0] + {x}.argmin()",
+    "{x}.argmax({d})", "{x}.argsort({d})", "{x}.max({d})[1]", "{x}.topk(2, {d})[1]", "({x} > 0).sum({d})",
+    "{x}.long()", "{x}.argmin()", "({x} > 0).nonzero().shape[0] + {x}.argmin()",
 ]  # fmt: skip
 
 MASKS = ["{x} > 0", "{x}.isnan()", "({x} > 0).any({d})", "({x} < 1) & ({x} > -1)", "{x}.eq({x})"]
 
 BINARY = [
     "{x} + {y}", "{x} - {y}", "{x} * {y}", "torch.maximum({x}, {y})", "torch.where({x} > {y}, {x}, {y})",
-    "torch.cat([{x}, {y}], {d})", "torch.stack([{x}, {y}], {d})", "{x} @ {y}.mT", "torch.addcmul({x}, {x}, {y}, value=0.5)",
-    "torch.lerp({x}, {y}, 0.3)", "{x}.gather({d}, {y}.argsort({d}))", "F.scaled_dot_product_attention({x}, {y}, {x})",
-    "torch.add({x}, {y}, alpha=2)", "F.linear({x}, {y})", "{x} / ({y}.abs() + 1)", "{x}.mul({y}).sum({d})",
+    "torch.cat([{x}, {y}], {d})", "torch.stack([{x}, {y}], {d})", "{x} @ {y}.mT",
+    "torch.addcmul({x}, {x}, {y}, value=0.5)", "torch.lerp({x}, {y}, 0.3)", "{x}.gather({d}, {y}.argsort({d}))",
+    "F.scaled_dot_product_attention({x}, {y}, {x})", "torch.add({x}, {y}, alpha=2)", "F.linear({x}, {y})",
+    "{x} / ({y}.abs() + 1)", "{x}.mul({y}).sum({d})",
 ]  # fmt: skip
 
 MIXED = [
     "{x} + {z}", "{x} * {z}", "{x} @ {z}", "torch.matmul({x}, {z})", "F.linear({x}, {z})", "{x} + {z}.mean()",
-    "{x}.masked_fill({m}, 0.0)", "torch.where({m}, {x}, 0.5)", "{x} * {m}", "{x} + {m}.sum()", "{x}[:, {i}[0]]", "{x}[{i}[0] * 0]",
-    "{x} + {i}.sum()", "{x}.gather({d}, ({i}[:, :1] * 0))", "F.one_hot({i}, 6).to({x}.dtype)", "{i} * 0.1", "{i}.float() + 1",
-    "F.one_hot({i}, 6).sum(1).to({x}.dtype)", "{x} / (1 + {i}.max())", "torch.index_add({x}, 0, {i}[:, 0] * 0, {x})",
+    "{x}.masked_fill({m}, 0.0)", "torch.where({m}, {x}, 0.5)", "{x} * {m}", "{x} + {m}.sum()", "{x}[:, {i}[0]]",
+    "{x}[{i}[0] * 0]", "{x} + {i}.sum()", "{x}.gather({d}, ({i}[:, :1] * 0))", "F.one_hot({i}, 6).to({x}.dtype)",
+    "{i} * 0.1", "{i}.float() + 1", "F.one_hot({i}, 6).sum(1).to({x}.dtype)", "{x} / (1 + {i}.max())",
+    "torch.index_add({x}, 0, {i}[:, 0] * 0, {x})",
 ]  # fmt: skip
 
 WRITES = [
-    "{x}.relu_()", "F.relu_({x})", "F.relu({x}, inplace=True)", "{x}.add_(1)", "{x}.mul_(0.5)", "{x} += 1", "{x} *= 2",
-    "{x}.clamp_(-1, 1)", "{x}[:, :2] = 0", "{x}[..., 0] = 1", "{x}[:, 1:] += 1", "{x}[0] = 0.5", "{x}[..., ::2] *= 2",
-    "{x}.masked_fill_({x} > 0.5, 0.0)", "{x}[{x} > 1] = 0.5", "{x}[:, 0].zero_()", "{x}.t().add_(1)", "{x}.view(-1)[:2] = 1",
-    "{x}.flatten()[:1].mul_(3)", "{x}.transpose(0, 1)[0] = 2", "{x}.copy_({y})", "{x}[:1] = {y}[:1]", "{x}.add_({y}, alpha=0.5)",
-    "{x}.index_fill_(1, torch.tensor([0]), 1.0)", "{x}.squeeze().mul_(2)", "{x}.sigmoid_()", "{x}.unbind(1)[0].add_(1)",
-    "torch.add({x}, 1, out={x})", "{x}.fill_(0.25)", "{x}.detach().mul_(2)", "{x}.index_put_((torch.tensor([0]),), {x}[:1] * 2)",
+    "{x}.relu_()", "F.relu_({x})", "F.relu({x}, inplace=True)", "{x}.add_(1)", "{x}.mul_(0.5)", "{x} += 1",
+    "{x} *= 2", "{x}.clamp_(-1, 1)", "{x}[:, :2] = 0", "{x}[..., 0] = 1", "{x}[:, 1:] += 1", "{x}[0] = 0.5",
+    "{x}[..., ::2] *= 2", "{x}.masked_fill_({x} > 0.5, 0.0)", "{x}[{x} > 1] = 0.5", "{x}[:, 0].zero_()",
+    "{x}.t().add_(1)", "{x}.view(-1)[:2] = 1", "{x}.flatten()[:1].mul_(3)", "{x}.transpose(0, 1)[0] = 2",
+    "{x}.copy_({y})", "{x}[:1] = {y}[:1]", "{x}.add_({y}, alpha=0.5)", "{x}.index_fill_(1, torch.tensor([0]), 1.0)",
+    "{x}.squeeze().mul_(2)", "{x}.sigmoid_()", "{x}.unbind(1)[0].add_(1)", "torch.add({x}, 1, out={x})",
+    "{x}.fill_(0.25)", "{x}.detach().mul_(2)", "{x}.index_put_((torch.tensor([0]),), {x}[:1] * 2)",
     "{x}.expand_as({x}).mul_(2)", "{x}.narrow(1, 0, 1).fill_(3)", "{x}.clone().zero_()", "{x}.zero_()",
 ]  # fmt: skip
 
@@ -175,8 +187,10 @@ STATE = [
     (["self.register_buffer('{k}', torch.zeros({c}), persistent=False)"],
      ["{n} = {x} + self.{k}", "self.{k}[:1] += 1"]),
     (["self.register_buffer('{k}', torch.zeros(2, {c}))"], ["self.{k}.view(-1)[0] = 3", "{n} = {x} + self.{k}.sum(0)"]),
-    (["self.register_buffer('{k}', torch.zeros({c}))"], ["with torch.no_grad():", "    self.{k}.copy_({r})", "{n} = {x} * self.{k}"]),
-    (["self.register_buffer('{k}', torch.zeros({c}))"], ["self.{k} = self.{k} * 0.5 + {r}.detach()", "{n} = {x} + self.{k}"]),
+    (["self.register_buffer('{k}', torch.zeros({c}))"],
+     ["with torch.no_grad():", "    self.{k}.copy_({r})", "{n} = {x} * self.{k}"]),
+    (["self.register_buffer('{k}', torch.zeros({c}))"],
+     ["self.{k} = self.{k} * 0.5 + {r}.detach()", "{n} = {x} + self.{k}"]),
     (["self.register_buffer('{k}', torch.randn({c}))"], ["{n} = {x} * self.{k}"]),
     (["self.register_buffer('{k}', torch.randn({c}), persistent=False)"], ["{n} = {x} + self.{k}"]),
     (["self.{k} = torch.linspace(0, 1, {c})"], ["{n} = {x} + self.{k}"]),
@@ -186,10 +200,11 @@ STATE = [
     (["self.register_buffer('{k}', torch.zeros({c}))"], ["{n} = {x} + self.{k}", "self.{k}.add_(1)"]),
     (["self.register_buffer('{k}', torch.ones({c}))"], ["{n} = self.{k}.relu_() + {x}"]),
     (["self.register_buffer('{k}', torch.ones({c}))"], ["self.{k}[torch.tensor([0])] = 2.0", "{n} = {x} * self.{k}"]),
-    (["self.register_buffer('{k}', torch.zeros(2, {c}))"], ["self.{k}.t()[0].add_(1)", "{n} = F.linear({x}, self.{k})"]),
+    (["self.register_buffer('{k}', torch.zeros(2, {c}))"],
+     ["self.{k}.t()[0].add_(1)", "{n} = F.linear({x}, self.{k})"]),
     (["self.{k}a = nn.Linear({c}, {c})", "self.{k}b = nn.Linear({c}, {c})", "self.{k}b.weight = self.{k}a.weight"],
      ["{n} = self.{k}b(F.relu(self.{k}a({x})))"]),
-    (["self.{k} = nn.Embedding(6, {c})", "self.{k}o = nn.Linear({c}, 6, bias=False)", "self.{k}o.weight = self.{k}.weight"],
+    (["self.{k} = nn.Embedding(6, {c})", "self.{k}o = nn.Linear({c}, 6)", "self.{k}o.weight = self.{k}.weight"],
      ["{n} = self.{k}o({x})"]),
     (["self.{k} = nn.ModuleList([nn.Linear({c}, {c}) for _ in range(2)])"],
      ["{n} = {x}", "for layer in self.{k}:", "    {n} = F.relu(layer({n}))"]),
@@ -227,9 +242,10 @@ BRANCHES = [
 
 # {a}, {b}: names of tensors; {p}: a parameter or buffer, {v}: an input
 RESULTS = [
-    *["{a}"] * 8, *["{a}, {b}"] * 4, "[{a}, {b}]", "{{'first': {a}, 'second': {b}}}", "Pair({a}, {b})", "{a}, {a}",
-    "{a}, {a}[..., :1]", "{a}, {v}", "{v}", "{a}, {v}[:, :1]", "{a}, {p}", "{a}, None", "{a}, {a}.shape[0]", "{a}, 'name'",
-    "{a}, 1.5", "({a}, [{b}, {{'v': {a}}}])", "{a}.max(-1)", "{a}.topk(1, -1)", "({a},)", "{a}, {b}.detach()", "{a}.mT, {a}",
+    "{a}", "{a}", "{a}", "{a}", "{a}", "{a}", "{a}", "{a}", "{a}, {b}", "{a}, {b}", "{a}, {b}", "{a}, {b}",
+    "[{a}, {b}]", "{{'first': {a}, 'second': {b}}}", "Pair({a}, {b})", "{a}, {a}", "{a}, {a}[..., :1]", "{a}, {v}",
+    "{v}", "{a}, {v}[:, :1]", "{a}, {p}", "{a}, None", "{a}, {a}.shape[0]", "{a}, 'name'", "{a}, 1.5",
+    "({a}, [{b}, {{'v': {a}}}])", "{a}.max(-1)", "{a}.topk(1, -1)", "({a},)", "{a}, {b}.detach()", "{a}.mT, {a}",
     "{a}.relu(), {a}.relu()", "{a}, {a}.view(-1)", "{a}, F.relu(torch.sigmoid({a}))", "{a}, {b}.argmax(-1)",
     "{a}, ({b} > 0)", "{v}, {v}.flatten()", "{p}", "{a}.clone(), {a}.contiguous()", "{a}, {a}.to({a}.dtype)",
 ]  # fmt: skip

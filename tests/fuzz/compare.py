@@ -148,7 +148,9 @@ class _InDouble(TorchFunctionMode):
         if func in _TO_DOUBLE:
             func = torch.Tensor.double
         args = tuple(torch.float64 if isinstance(a, torch.dtype) and a in _LOW else a for a in args)
-        kwargs = {k: torch.float64 if isinstance(v, torch.dtype) and v in _LOW else v for k, v in (kwargs or {}).items()}
+        kwargs = {
+            k: torch.float64 if isinstance(v, torch.dtype) and v in _LOW else v for k, v in (kwargs or {}).items()
+        }
         return func(*args, **kwargs)
 
 
@@ -194,7 +196,9 @@ def compare(reference: Reference, index: int, actual: Outcome) -> list[Differenc
         ("strides", actual.layouts, eager.layouts),
     ):
         found += [
-            Difference(kind, f"output {i}: {a}, eager's {e}") for i, (a, e) in enumerate(zip(ours, own, strict=True)) if a != e
+            Difference(kind, f"output {i}: {a}, eager's {e}")
+            for i, (a, e) in enumerate(zip(ours, own, strict=True))
+            if a != e
         ]
     return sorted(found, key=lambda difference: difference.kind in MINOR)
 
@@ -222,7 +226,9 @@ def _compare_values(reference: Reference, index: int, actual: Outcome) -> Iterat
 
             said = differs(ours, own, of(exact).get(name), shaken, reference.program.eps)
             if said:
-                yield Difference(kind if own.dtype == ours.dtype else "dtype", f"{kind} {name}: {said}")
+                alike = (own.dtype == ours.dtype, own.shape == ours.shape)
+                what = {(True, True): kind, (True, False): "shape"}.get(alike, "dtype")
+                yield Difference(what, f"{kind} {name}: {said}")
 
 
 def _compare_none(kind: str, name: Any, ours: torch.Tensor | None, own: torch.Tensor | None) -> Iterator[Difference]:
@@ -242,8 +248,8 @@ def differs(
 ) -> str | None:
     """What is wrong with `actual`, if anything.
 
-    Floating: more error against float64 than `fastgraph.verify.tolerance` allows, and than rounding errors in the inputs
-    and weights do. Others: not eager's, where float64 has the same as eager, however inputs and weights are rounded.
+    Floating: more error against float64 than `fastgraph.verify.tolerance` allows, and than rounding errors in the
+    inputs and weights do. Others: not eager's, where float64 has what eager has, however inputs and weights are rounded.
     """
     if actual.dtype != eager.dtype or actual.shape != eager.shape:
         return f"{actual.dtype} {list(actual.shape)}, eager's {eager.dtype} {list(eager.shape)}"
@@ -270,7 +276,11 @@ def differs(
 
 def _few(tensor: torch.Tensor) -> str:
     values = tensor.detach().flatten()[:4].tolist()
-    return "[" + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values) + ("...]" if tensor.numel() > 4 else "]")
+    return (
+        "["
+        + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+        + ("...]" if tensor.numel() > 4 else "]")
+    )
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,5 +1,5 @@
-"""A random program from a seed. It grows by steps that are run as they are added, at two batches at once: the sizes that
-differ between the two are those that follow the batch."""
+"""A random program from a seed. It grows by steps that are run as they are added, at two batches at once: the sizes
+that differ between the two are those that follow the batch."""
 
 import warnings
 from random import Random
@@ -15,8 +15,8 @@ from tests.fuzz.program import Program, is_floating
 _BATCHES = (7, 11)  # no size of a feature
 _LARGEST = 4000  # elements of a tensor at the first batch
 _INPUTS = ["B, 8", "B, 8", "B, 4, 6", "B, 6, 4", "B, 3, 8, 8", "B, 4, 6, 5", "B, 1, 16", "B, 10"]
-_KINDS = {"layer": 9, "called": 4, "pointwise": 4, "shape": 5, "reduction": 1.5, "integer": 0.6, "mask": 0.5, "binary": 2,
-          "mixed": 2, "write": 3, "state": 1.5, "branch": 2.5}  # fmt: skip
+_KINDS = {"layer": 9, "called": 4, "pointwise": 4, "shape": 5, "reduction": 1.5, "integer": 0.6, "mask": 0.5,
+          "binary": 2, "mixed": 2, "write": 3, "state": 1.5, "branch": 2.5}  # fmt: skip
 
 
 class _NotPossible(Exception):
@@ -56,7 +56,7 @@ class _Growing:
                     break
         self.program.result = self._result()
         self.program.eps = max(torch.finfo(v.dtype).eps for v in self.scopes[0].values() if is_floating(v))
-        if any(f"torch.{low}" in self.program.source or ".half()" in self.program.source for low in ("bfloat16", "float16")):
+        if any(low in self.program.source for low in ("bfloat16", "float16", ".half()")):
             self.program.eps = torch.finfo(torch.bfloat16).eps
         return self.program
 
@@ -85,7 +85,9 @@ class _Growing:
                 scope.clear()
                 scope.update(old)
             return False
-        new = [n for n, v in self.scopes[0].items() if n not in before[0] and isinstance(v, torch.Tensor) and "_" not in n]
+        new = [
+            n for n, v in self.scopes[0].items() if n not in before[0] and isinstance(v, torch.Tensor) and "_" not in n
+        ]
         self.order += new
         self.program.init += [line for line in init if line]
         self.program.steps.append(lines)
@@ -120,11 +122,13 @@ class _Growing:
 
     def _fill(self, template: str, x: str, **extra: Any) -> str:
         axes = self._value(x).dim()
-        values = {"x": x, "d": self.random.randrange(axes or 1), "e": self.random.randrange(axes or 1), "n": self._name(), **extra}
+        axis, other = (self.random.randrange(axes or 1) for _ in range(2))
+        values = {"x": x, "d": axis, "e": other, "n": self._name(), **extra}
         alike = [n for n in self._floating() if n != x and self._value(n).shape == self._value(x).shape]
         integers = [n for n in self.order if not is_floating(self._value(n)) and self._value(n).dtype != torch.bool]
         masks = [n for n in self.order if self._value(n).dtype == torch.bool]
-        for key, candidates in (("y", alike), ("z", [n for n in self._floating() if n != x]), ("i", integers), ("m", masks)):
+        others = [n for n in self._floating() if n != x]
+        for key, candidates in (("y", alike), ("z", others), ("i", integers), ("m", masks)):
             if f"{{{key}}}" in template:
                 values[key] = self._pick(candidates)
         return template.format_map(values)
@@ -159,7 +163,7 @@ class _Growing:
 
     def _template(self, templates: list[str], needs: int = 0) -> tuple[list[str], list[str]]:
         x = self._pick([n for n in self._floating() if self._value(n).dim() >= needs])
-        return [], ["{n} = ".format(n=self._name()) + self._fill(self.random.choice(templates), x)]
+        return [], [f"{self._name()} = " + self._fill(self.random.choice(templates), x)]
 
     def _pointwise(self) -> tuple[list[str], list[str]]:
         return self._template(catalogue.POINTWISE)

@@ -18,7 +18,7 @@ from tests.fuzz.generator import generate
 from tests.fuzz.stages import STAGES, Finding, Report, check, stages_of
 
 HANGS = 30.0  # seconds for one module
-_STARTS = 60.0  # and for a worker's first one, with the imports
+_START = 30.0  # more for a worker's first one, which has the imports
 _LIFE = 400  # modules that a worker takes: torch.compile and torch.export keep memory
 
 
@@ -41,10 +41,6 @@ class _Worker:
     seed: int | None = None
     since: float = 0.0
     done: int = 0
-
-    @property
-    def is_late(self) -> bool:
-        return self.seed is not None and time.monotonic() - self.since > (HANGS if self.done else _STARTS)
 
     def give(self, seed: int) -> None:
         self.seed, self.since = seed, time.monotonic()
@@ -122,17 +118,20 @@ def run(
     sparse: bool = True,
     budget: float | None = None,
     log: Path | None = None,
+    hangs: float = HANGS,
+    work: Callable[[Connection, Sequence[str], bool], None] = _work,
     say: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """Takes the modules of all seeds through `stages`.
 
-    sparse: the costly stages come on a share of the seeds (`stages_of`). budget: ends after so many seconds. log: gets a
-    JSON line for every finding.
+    sparse: the costly stages come on a share of the seeds (`stages_of`). budget: ends after so many seconds. log: gets
+    a JSON line for every finding. hangs: the seconds that a module may take. work: what a worker does.
     """
     summary, began = Summary(), time.monotonic()
+    start = lambda: _start(work, stages, sparse)  # noqa: E731
     lines = log.open("w") if log else None
     try:
-        for report in _reports(iter(seeds), stages, sparse, jobs, began + budget if budget else None):
+        for report in _reports(iter(seeds), start, jobs, hangs, began + budget if budget else None):
             summary.add(report)
             summary.seconds = time.monotonic() - began
             for finding in report.findings if lines else ():
@@ -145,17 +144,19 @@ def run(
     return summary
 
 
-def _reports(seeds: Iterator[int], stages: Sequence[str], sparse: bool, jobs: int, until: float | None) -> Iterator[Report]:
-    """The reports of all seeds, as they come."""
+def _start(work: Callable[..., None], stages: Sequence[str], sparse: bool) -> _Worker:
     context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, tuple(stages), sparse), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
 
-    def start() -> _Worker:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, tuple(stages), sparse), daemon=True)
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
 
+def _reports(
+    seeds: Iterator[int], start: Callable[[], _Worker], jobs: int, hangs: float, until: float | None
+) -> Iterator[Report]:
+    """The reports of all seeds, as they come."""
     workers: list[_Worker] = []
     try:
         while True:
@@ -168,12 +169,13 @@ def _reports(seeds: Iterator[int], stages: Sequence[str], sparse: bool, jobs: in
                 return
             wait([w.connection for w in workers], timeout=1.0)
             for worker in list(workers):
-                report = _answer(worker)
+                report = _answer(worker, hangs)
                 if report is not None:
                     yield report
                 over = until is not None and time.monotonic() >= until
                 if worker.seed is None:
-                    following = None if over or worker.done >= _LIFE or not worker.process.is_alive() else next(seeds, None)
+                    spent = over or worker.done >= _LIFE or not worker.process.is_alive()
+                    following = None if spent else next(seeds, None)
                     if following is None:
                         worker.end()
                         workers.remove(worker)
@@ -184,7 +186,7 @@ def _reports(seeds: Iterator[int], stages: Sequence[str], sparse: bool, jobs: in
             worker.end()
 
 
-def _answer(worker: _Worker) -> Report | None:
+def _answer(worker: _Worker, hangs: float) -> Report | None:
     """The report that is there, one that tells of a crash or a hang, or None: still at work."""
     seed = worker.seed
     assert seed is not None
@@ -197,9 +199,9 @@ def _answer(worker: _Worker) -> Report | None:
     except (EOFError, OSError):
         worker.process.join(5)
         return _lost(worker, seed, "crash", f"the process ended with status {worker.process.exitcode}")
-    if worker.is_late:
+    if time.monotonic() - worker.since > hangs + (0 if worker.done else _START):
         worker.process.kill()
-        return _lost(worker, seed, "hang", f"no answer in {HANGS:.0f} s")
+        return _lost(worker, seed, "hang", f"no answer in {hangs:.0f} s")
     return None
 
 

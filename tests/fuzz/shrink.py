@@ -22,7 +22,7 @@ def shrink(program: Program, finding: Finding) -> Program:
 
 
 def _candidates(program: Program) -> Iterator[Program]:
-    """Each step left out, its result replaced by any earlier tensor; simpler results; unused lines and inputs left out."""
+    """Unused lines and inputs left out; simpler results; a step left out, its result replaced by an earlier tensor."""
     yield from _without_unused(program)
     for result in dict.fromkeys([*re.findall(r"\bt\d+\b", program.result), *program.inputs]):
         yield program.with_(result=result)
@@ -31,13 +31,11 @@ def _candidates(program: Program) -> Iterator[Program]:
         yield program.with_(steps=rest)
         made = re.findall(r"^(t\d+)\b.* = ", "\n".join(line.strip() for line in program.steps[i]), re.MULTILINE)
         for other in dict.fromkeys(re.findall(r"\b(t\d+|[a-z]+)\b", "\n".join(program.steps[i]))):
-            if made and other != made[0] and re.fullmatch(r"t\d+", other) or other in program.inputs:
-                yield _renamed(program.with_(steps=rest), made[0] if made else "", other)
+            if made and other != made[0] and (re.fullmatch(r"t\d+", other) or other in program.inputs):
+                yield _renamed(program.with_(steps=rest), made[0], other)
 
 
 def _renamed(program: Program, old: str, new: str) -> Program:
-    if not old:
-        return program
     change = lambda text: re.sub(rf"\b{old}\b", new, text)  # noqa: E731
     steps = [[change(line) for line in step] for step in program.steps]
     return program.with_(steps=steps, result=change(program.result))
@@ -46,7 +44,7 @@ def _renamed(program: Program, old: str, new: str) -> Program:
 def _without_unused(program: Program) -> Iterator[Program]:
     body = "\n".join([line for step in program.steps for line in step] + [program.result])
     for line in program.init:
-        name = re.search(r"self\.(m\d+\w?)|'(m\d+\w?)'", line)
+        name = re.match(r"self\.(\w+) =|self\.register_buffer\('(\w+)'", line)
         if name and not re.search(rf"self\.{name.group(1) or name.group(2)}\b", body):
             yield program.with_(init=[other for other in program.init if other != line])
     for name in program.inputs:

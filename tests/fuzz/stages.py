@@ -59,15 +59,19 @@ class Check:
     def __init__(self, program: Program) -> None:
         self.program, self.report = program, Report(program.seed)
         self._references: dict[Calls, Reference] = {}
+        self._stages: tuple[str, ...] = ()
+        self._fast: Any = None  # what `optimize` returned, not yet called
+        self._loaded: Any = None
 
     def run(self, stages: tuple[str, ...]) -> Report:
         """Every stage, in the order of `STAGES`; what one refuses or fails does not stop the others."""
+        self._stages = stages
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for stage in (s for s in STAGES if s in stages):
                 self.report.stages.append(stage)
                 try:
-                    getattr(self, f"_{stage}")()
+                    _STEPS[stage](self)
                 except Refused as reason:
                     self.report.refused[stage] = str(reason)
         return self.report
@@ -77,26 +81,32 @@ class Check:
     def _optimize(self) -> None:
         model, example = self.program.build(), self.program.make_inputs(self.program.example)
         fast = self._untouched("optimize", "optimize", model, lambda: fastgraph.optimize(model, example), example)
-        if fast is not None:
-            # What `optimize` does to the model is one finding, what the result does another.
-            if self.report.findings:
-                model = self.program.build()
-                fast = fastgraph.optimize(model, example, verify=False)
-            self._compare("optimize", Session(self.program, model, fast), self._calls())
+        if fast is None:
+            return
+        if self.report.findings:  # what `optimize` does to the model is one finding, what the result does another
+            model = self.program.build()
+            fast = fastgraph.optimize(model, example, verify=False)
+        self._fast = fast
+        if "save" in self._stages:
+            self._save()
+        self._compare("optimize", Session(self.program, model, fast), self._calls())
 
     def _save(self) -> None:
-        try:
-            fast = fastgraph.optimize(self.program.build(), self.program.make_inputs(self.program.example))
-        except Exception:
-            return  # that is the business of `optimize`
+        """Saves what `optimize` returned before it is called: it may have state."""
+        fast, self._fast = self._fast, None
+        if fast is None:
+            return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.fastgraph"
-            self._untouched("save", "save", fast, lambda: fastgraph.save(fast, path))
-            if not path.exists():
-                return
-            loaded = self._ours("save", "load", lambda: fastgraph.load(path), may_refuse=False)
-        if loaded is not None:
-            self._compare("save", Session(self.program, loaded), self._few_calls())
+            try:
+                self._untouched("save", "save", fast, lambda: fastgraph.save(fast, path))
+            except Refused as reason:
+                self.report.refused["save"] = str(reason)
+            self._loaded = self._ours("save", "load", lambda: fastgraph.load(path), False) if path.exists() else None
+
+    def _load(self) -> None:
+        if self._loaded is not None:
+            self._compare("save", Session(self.program, self._loaded), self._few_calls())
 
     def _compile(self) -> None:
         difference = self._compiled(fastgraph_backend)
@@ -119,6 +129,8 @@ class Check:
         from fastgraph import export
 
         model, example = self.program.build(), self.program.make_inputs(self.program.example)
+        if self.program.training or not all(isinstance(v, torch.Tensor) for v in example):
+            return  # documented: `to_onnx` needs eval mode and tensors
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             self._untouched("onnx", "to_onnx", model, lambda: export.to_onnx(model, example, path, overwrite=True))
@@ -127,7 +139,8 @@ class Check:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for batch in sorted({self.program.example, *self.program.batches[-1:]}):
             if difference := self._runtime_difference(session, batch):
-                return self._add("onnx", difference)
+                self._add("onnx", difference)
+                break
 
     def _runtime_difference(self, session: Any, batch: int) -> Difference | None:
         reference = self._reference(((batch, False),))
@@ -141,7 +154,8 @@ class Check:
         if len(results) != len(eager.tensors):
             return Difference("outputs", f"{len(results)} outputs, eager's {len(eager.tensors)}")
         for i, (ours, own) in enumerate(zip(results, eager.tensors, strict=True)):
-            said = differs(ours, own, exact.tensors[i], lambda i=i: [o.tensors[i] for o in reference.shaken(0)], self.program.eps)
+            shaken = lambda i=i: [outcome.tensors[i] for outcome in reference.shaken(0)]  # noqa: E731
+            said = differs(ours, own, exact.tensors[i], shaken, self.program.eps)
             if said:
                 return Difference("value", f"batch {batch}, output {i}: {said}")
         return None
@@ -210,7 +224,12 @@ class Check:
 
     def _add(self, stage: str, difference: Difference) -> None:
         source = self.program.source
-        self.report.findings.append(Finding(self.program.seed, stage, difference.kind, difference.detail[:2000], source))
+        self.report.findings.append(
+            Finding(self.program.seed, stage, difference.kind, difference.detail[:2000], source)
+        )
+
+
+_STEPS = {"optimize": Check._optimize, "save": Check._load, "compile": Check._compile, "onnx": Check._onnx}
 
 
 def is_refusal(error: BaseException, program: Program) -> bool:
