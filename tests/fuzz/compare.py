@@ -249,7 +249,7 @@ def differs(
     """What is wrong with `actual`, if anything.
 
     Floating: more error against float64 than `fastgraph.verify.tolerance` allows, and than rounding errors in the
-    inputs and weights do. Others: not eager's, where float64 has what eager has, however inputs and weights are rounded.
+    inputs and weights do. Others: not eager's where float64 has eager's, however inputs and weights are rounded.
     """
     if actual.dtype != eager.dtype or actual.shape != eager.shape:
         return f"{actual.dtype} {list(actual.shape)}, eager's {eager.dtype} {list(eager.shape)}"

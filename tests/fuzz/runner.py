@@ -18,12 +18,13 @@ from tests.fuzz.generator import generate
 from tests.fuzz.stages import STAGES, Finding, Report, check, stages_of
 
 HANGS = 30.0  # seconds for one module
-_START = 30.0  # more for a worker's first one, which has the imports
+_START = 300.0  # seconds for a new worker's imports
+_READY = "ready"
 _LIFE = 400  # modules that a worker takes: torch.compile and torch.export keep memory
 
 
 def _work(connection: Connection, stages: Sequence[str], sparse: bool) -> None:
-    """A worker: seeds come in, reports go out; None ends it."""
+    """A worker: seeds come in, reports go out; it ends with its process."""
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
     while (seed := connection.recv()) is not None:
@@ -39,7 +40,8 @@ class _Worker:
     process: Any
     connection: Connection
     seed: int | None = None
-    since: float = 0.0
+    since: float = 0.0  # when it was given the seed, or was ready for it
+    ready: bool = False
     done: int = 0
 
     def give(self, seed: int) -> None:
@@ -144,10 +146,15 @@ def run(
     return summary
 
 
+def _enter(connection: Connection, work: Callable[..., None], stages: Sequence[str], sparse: bool) -> None:
+    connection.send(_READY)
+    work(connection, stages, sparse)
+
+
 def _start(work: Callable[..., None], stages: Sequence[str], sparse: bool) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, tuple(stages), sparse), daemon=True)
+    process = context.Process(target=_enter, args=(theirs, work, tuple(stages), sparse), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -193,13 +200,16 @@ def _answer(worker: _Worker, hangs: float) -> Report | None:
     try:
         if worker.connection.poll():
             report = worker.connection.recv()
+            if report == _READY:
+                worker.ready, worker.since = True, time.monotonic()
+                return None
             assert isinstance(report, Report)
             worker.seed, worker.done = None, worker.done + 1
             return report
     except (EOFError, OSError):
         worker.process.join(5)
         return _lost(worker, seed, "crash", f"the process ended with status {worker.process.exitcode}")
-    if time.monotonic() - worker.since > hangs + (0 if worker.done else _START):
+    if time.monotonic() - worker.since > (hangs if worker.ready else _START):
         worker.process.kill()
         return _lost(worker, seed, "hang", f"no answer in {hangs:.0f} s")
     return None
