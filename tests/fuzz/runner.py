@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import re
 import time
 import traceback
 from collections import Counter
@@ -99,7 +100,7 @@ def _group(finding: Finding) -> str:
     """A kind; exceptions by their first words too."""
     if "raises" not in finding.kind:
         return finding.kind
-    words = finding.detail.split(": ", 1)[-1].split()[:12]
+    words = re.sub(r"^call \d.*?: \w+: ", "", finding.detail).split()[:12]
     return f"{finding.kind}: {' '.join(words)}"
 
 

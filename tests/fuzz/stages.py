@@ -241,7 +241,8 @@ def is_refusal(error: BaseException, program: Program) -> bool:
 def reason(error: BaseException) -> str:
     """The first words of a message, without what differs from model to model."""
     text = re.sub(r"\b\d+\b", "N", str(error).strip().splitlines()[0] if str(error).strip() else "no message")
-    text = re.sub(r"\b(t|m|s|u)\d+\w*\b", "*", text)
+    text = re.sub(r"\b(t|m|s|u|submod_)\d+\w*\b", "*", text)
+    text = re.sub(r"needs .*, got .*", "needs a condition on sizes", text) if "captured graph" in text else text
     return " ".join(text.split()[:16])
 
 
