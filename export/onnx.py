@@ -159,10 +159,8 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     The latter have two rows where the example has a batch of one or none: models choose their way by such sizes.
     """
     wide = _two_rows(args, kwargs)
-    if isinstance(model, fastgraph.OptimizedModule):
-        captured = model.captured
-    else:
-        captured = _capture(model, args, kwargs, wide)
+    is_optimized = isinstance(model, fastgraph.OptimizedModule)
+    captured: Captured = model.captured if is_optimized else _capture(model, args, kwargs, wide)  # type: ignore[assignment]
     flat = flatten_inputs(captured, args, kwargs)
     traced = flatten_inputs(captured, *wide) if wide is not None else flat
     if wide is None or not check.fits(captured, traced):
@@ -193,7 +191,7 @@ def _two_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
 
 def _program(graph_module: fx.GraphModule, flat: list[Tensor], opset: int, name: str) -> torch.onnx.ONNXProgram:
     """torch.onnx's translation; RuntimeError, naming the operator, where it has none."""
-    program = torch_export(graph_module, tuple(flat))
+    _, program = torch_export(graph_module, tuple(flat))
     settings: dict[str, Any] = {"opset_version": opset, "custom_translation_table": translations()}
     try:
         try:

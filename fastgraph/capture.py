@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from fastgraph.arguments import Signature, check_leaves, constant_key
@@ -33,8 +34,8 @@ _LOCK = threading.RLock()  # torch.export is not made for several threads
 class Captured:
     """A module's graph, and the class of calls that it holds for.
 
-    Placeholders are the tensors among the flattened inputs, the output is the tuple of flattened outputs. `graph_module`
-    holds the module's own parameters and buffers under their own names.
+    Placeholders are the tensors among the flattened inputs, the output is the tuple of flattened outputs.
+    `graph_module` holds the module's own parameters and buffers under their own names.
     """
 
     graph_module: fx.GraphModule
@@ -185,7 +186,7 @@ def check_model(model: nn.Module) -> None:
             where = f"{name} ({type(layer).__name__})" if name else type(layer).__name__
             raise ValueError(f"model: needs eval mode, got {where} in training mode; call model.eval() first")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise ValueError(f"model: {name} has no size yet; call the model once before it is optimized")
         if tensor.device.type == "meta":
             raise ValueError(f"model: {name} is on the meta device, without values; load weights first")
@@ -230,7 +231,7 @@ _ATTEMPTS = ((True, None), (False, None), (False, 1), (False, 0))
 
 
 def _export(call: Call) -> torch.export.ExportedProgram:
-    """torch.export with gradients on, so that regions without them show, unless the model looks at the caller's mode."""
+    """torch.export with gradients on, so that regions without show, unless the model looks at the caller's mode."""
     with torch.set_grad_enabled(not call.is_inference):
         program = _with_free_sizes(call)
     if call.observed.grads and not call.grad_mode:

@@ -166,7 +166,7 @@ class Direct:
         state = self.fresh_state()
         if state.with_gradients is None:
             state.with_gradients = self._gradients.bind(state.values, state.computed)
-        return state.with_gradients(*inputs)  # type: ignore[no-any-return]
+        return state.with_gradients(*inputs)
 
     @cached_property
     def _gradients(self) -> GradientProgram:

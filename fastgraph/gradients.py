@@ -169,4 +169,4 @@ def compiled(program: fx.Graph) -> Callable[..., Any]:
     code = program.python_code("self")
     namespace = dict(code.globals)
     exec(code.src, namespace)
-    return namespace["forward"]  # type: ignore[no-any-return]
+    return namespace["forward"]

@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 from torch.utils import _pytree as pytree
 
 from fastgraph import cuda
-from fastgraph.arguments import check_leaves, constant_key
+from fastgraph.arguments import Signature, check_leaves, constant_key
 from fastgraph.capture import Captured, capture, check_example_inputs, check_model, grad_facts, unwrapped, written
 from fastgraph.explanation import Explanation, explain
 from fastgraph.kernels.cuda import choices
@@ -82,6 +82,22 @@ class OptimizedModule(nn.Module):
     It has the original's parameters, buffers and layers under their own names. Call it as the original. `explain()`
     tells what became of every operator.
     """
+
+    _original: nn.Module
+    _signature: Signature
+    _is_loaded: bool
+    _training: dict[nn.Module, bool]
+    _structure: Any
+    _fingerprint: Fingerprint
+    _doors: list[Any]
+    _accepted: dict[Any, Specialization]
+    _refused: dict[Any, Exception]
+    _looks_closer: bool
+    _lock: Any
+    specializations: list[Specialization]
+    dtype: torch.dtype | None
+    asked_engine: str
+    notes: list[str]
 
     def __init__(
         self,
@@ -204,7 +220,7 @@ class OptimizedModule(nn.Module):
         return pytree.tree_unflatten(list(results), captured.out_spec)
 
     def _in_a_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Under torch.compile and torch.export: the graph with its fused ops, or the original where there are several."""
+        """Under torch.compile and torch.export: the graph with fused ops, or the original where there are several."""
         (chosen, *others) = self.specializations
         captured = chosen.captured
         if (others or captured.state or captured.custom_gradients) and not self._is_loaded:
@@ -244,9 +260,9 @@ class OptimizedModule(nn.Module):
 
     def _flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
         first = self.specializations[0].captured if self.specializations else None
-        if first is not None and not kwargs and len(args) == first.plain_arguments:
-            if all(isinstance(a, torch.Tensor) for a in args):
-                return list(args), first.in_spec
+        plain = first is not None and not kwargs and len(args) == first.plain_arguments
+        if first is not None and plain and all(isinstance(a, torch.Tensor) for a in args):
+            return list(args), first.in_spec
         signature = self._signature
         args, kwargs = signature.canonical(args, kwargs)
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
@@ -341,10 +357,10 @@ class OptimizedModule(nn.Module):
         return explain(first.captured, first.rewritten, [engine, *_notes(first, others), *self.notes])
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._original._save_to_state_dict(*args, **kwargs)  # type: ignore[operator]
+        self._original._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._original._load_from_state_dict(*args, **kwargs)  # type: ignore[operator]
+        self._original._load_from_state_dict(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """The original's attributes, where this module has none of that name."""
@@ -419,7 +435,6 @@ def _notes(first: Specialization, others: Sequence[Specialization]) -> list[str]
     if captured.unseen:
         notes.append(f"forward sets {', '.join(captured.unseen)}, which no result depends on: not updated here")
     for other in others:
-        notes.append(
-            f"captured again for inputs with {', '.join(other.captured.differences(captured)) or 'other facts'}"
-        )
+        what = ", ".join(other.captured.differences(captured)) or "other facts"
+        notes.append(f"captured again for inputs with {what}")
     return notes

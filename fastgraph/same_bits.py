@@ -21,7 +21,8 @@ _EXACT_NAMES = (
     "to _to_copy type_as contiguous reshape flatten lift_fresh_copy detach_ embedding gather index index_select "
     "take_along_dim index_put index_put_ scatter flip roll repeat tile tril triu pad constant_pad_nd reflection_pad1d "
     "reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle one_hot "
-    "dropout upsample_nearest1d upsample_nearest2d upsample_nearest3d arange zeros zeros_like ones ones_like full full_like "
+    "dropout upsample_nearest1d upsample_nearest2d upsample_nearest3d arange zeros zeros_like ones ones_like full "
+    "full_like "
     "new_zeros new_ones new_full eye scalar_tensor empty empty_like fill_ zero_ sym_size sym_numel sym_stride "
     "_assert_async _assert_scalar _assert_tensor_metadata"
 )

@@ -18,7 +18,7 @@ from fastgraph.rewrite import Rewritten, rewrite
 class Specialization:
     """`run(tensors)` computes the flattened results for inputs that `captured`, a graph of `model`, holds for.
 
-    engine: "direct", "inductor" or "max-autotune", as in `optimize`; dtype: what it computes in, None for the model's own.
+    engine: "direct", "inductor" or "max-autotune", as in `optimize`; dtype: what it computes in, None for the model's.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A call of a module as torch.export sees it, and what the module's own Python code does meanwhile that no graph shows."""
+"""A call of a module as torch.export sees it, and what the module's own code does meanwhile that no graph shows."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,10 +43,16 @@ class Observed:
 
 
 class Call(nn.Module):
-    """The model as a function of its tensors alone: what else is among the arguments, `leaves` without tensors, is fixed.
+    """The model as a function of its tensors alone: what else is among the arguments, `leaves`, is fixed.
 
     It has the model's parameters and buffers under the model's own names.
     """
+
+    model: nn.Module
+    leaves: list[Any]
+    in_spec: pytree.TreeSpec
+    signature: Signature
+    observed: Observed  # in the last trace
 
     def __init__(self, model: nn.Module, leaves: Sequence[Any], in_spec: pytree.TreeSpec, signature: Signature) -> None:
         super().__init__()
