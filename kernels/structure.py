@@ -27,6 +27,17 @@ _HOOKS = SimpleNamespace(
     backward_pre=_MODULE._global_backward_pre_hooks,
     backward=_MODULE._global_backward_hooks,
 )
+# Attributes of each module that no call depends on, or not without one of the others: the rest of torch's hooks.
+_BESIDE = {
+    "_non_persistent_buffers_set",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+}
 
 
 class StructureInPython:
@@ -34,7 +45,7 @@ class StructureInPython:
 
     def __init__(self, modules: Sequence[nn.Module], ignored: Collection[str] = ("training",)) -> None:
         self._modules = [(module, type(module), module.__dict__) for module in [*modules, _HOOKS]]
-        self._ignored = frozenset(ignored)
+        self._ignored = _BESIDE.union(ignored)
         inner = [
             value
             for *_, attributes in self._modules
@@ -82,6 +93,6 @@ if (_library := native.library()) is not None:
         """
 
         def __init__(self, modules: Sequence[nn.Module], ignored: Collection[str] = ("training",)) -> None:
-            super().__init__([*modules, _HOOKS], frozenset(ignored))
+            super().__init__([*modules, _HOOKS], frozenset(_BESIDE.union(ignored)))
 
     Structure = _Native
