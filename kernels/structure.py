@@ -1,8 +1,9 @@
 """Whether modules still are what they were when a graph was captured from them.
 
 A captured graph stands for what the modules held then: a parameter that is replaced, a layer, a hook, a number or a
-method of one instance, and what is computed is no longer what eager computes. `Structure` compares identities only, in
-0.3 us for a model of six modules, and so may stand before every call.
+method of one instance, and what is computed is no longer what eager computes. `Structure` compares identities only and
+may stand before every call: for six modules it takes 0.15 us on Python 3.11, which counts changes of dictionaries, and
+0.6 us elsewhere, in caches that nobody else uses; in a call of DeepLearningModel 0.3 and 0.9 us.
 
 Not seen: what lies deeper than one container in a module's attribute (a field of a config object, a list in a list), a
 class that is changed itself (`nn.Linear.forward = ...`), and values that change in place; see `kernels.weights` for

@@ -205,6 +205,22 @@ def test_modules_that_were_not_given_are_not_seen(kind: Any) -> None:
     assert not seen.unchanged()
 
 
+class Direct(nn.Module):
+    """Its attributes are stored by Python's own instructions, which a loop specializes."""
+
+    __setattr__ = object.__setattr__
+
+
+def test_a_store_in_a_loop_is_seen(kind: Any) -> None:
+    module = Direct()
+    module.scale, values = 0.5, [1.5, 2.5]
+    for i in range(200):
+        seen = kind([module])
+        assert seen.unchanged()
+        module.scale = values[i % 2]
+        assert not seen.unchanged()
+
+
 def test_no_modules(kind: Any) -> None:
     assert kind([]).unchanged()
 
