@@ -44,8 +44,11 @@ class Recorder:
         if isinstance(value, torch.Tensor):
             return {"tensor": self._tensor(value)}
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-            kind = value.node.pytype.__name__
-            return {"symbolic": [kind, self._number(value), encode(value.node.hint) if value.node.has_hint() else None]}
+            node = value.node
+            if node.expr.is_Integer:
+                return {"plain": int(node.expr)}
+            hint = encode(node.hint) if node.has_hint() else None
+            return {"symbolic": [node.pytype.__name__, self._number(value), hint]}
         if isinstance(value, tuple | list):
             return {type(value).__name__ if type(value) is list else "tuple": [self.value(item) for item in value]}
         if isinstance(value, dict):
@@ -71,7 +74,7 @@ class Recorder:
         if isinstance(number, int | float):
             return number
         expression = self._expression(number.node.expr)
-        for symbol in number.node.expr.free_symbols:
+        for symbol in sorted(number.node.expr.free_symbols, key=str):
             self._symbol(symbol, number.node.shape_env)
         return expression
 
