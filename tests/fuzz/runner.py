@@ -100,7 +100,7 @@ def _group(finding: Finding) -> str:
     """A kind; exceptions by their first words too."""
     if "raises" not in finding.kind:
         return finding.kind
-    words = re.sub(r"^call \d.*?: \w+: ", "", finding.detail).split()[:12]
+    words = re.sub(r"\b\d[\d.e+-]*", "N", re.sub(r"^call \d.*?: \w+: ", "", finding.detail)).split()[:12]
     return f"{finding.kind}: {' '.join(words)}"
 
 
@@ -134,7 +134,7 @@ def run(
     start = lambda: _start(work, stages, sparse)  # noqa: E731
     lines = log.open("w") if log else None
     try:
-        for report in _reports(iter(seeds), start, jobs, hangs, began + budget if budget else None):
+        for report in _reports(iter(seeds), start, jobs, hangs, None if budget is None else began + budget):
             summary.add(report)
             summary.seconds = time.monotonic() - began
             for finding in report.findings if lines else ():
