@@ -36,7 +36,7 @@ PROGRAM = Program(
 @pytest.fixture(scope="module")
 def summary() -> runner.Summary:
     """The modules of the first seeds through all stages, the costly ones on their share."""
-    return runner.run(range(COUNT), jobs=2, hangs=120.0)
+    return runner.run(range(COUNT), jobs=2)
 
 
 def test_modules(summary: runner.Summary) -> None:
@@ -218,7 +218,7 @@ def _work(connection: Connection, stages: Sequence[str], sparse: bool) -> None:
 
 
 def test_crashes_and_hangs_are_findings(tmp_path: Path) -> None:
-    summary = runner.run(range(5), jobs=2, work=_work, hangs=3.0, log=tmp_path / "log.jsonl")
+    summary = runner.run(range(5), jobs=2, work=_work, hangs=1.0, log=tmp_path / "log.jsonl")
     assert summary.modules == 5
     assert {(f.seed, f.kind) for f in summary.findings} == {(1, "crash"), (2, "hang")}
     assert all("class Model" in f.source for f in summary.findings)
