@@ -236,7 +236,8 @@ def _compare_none(kind: str, name: Any, ours: torch.Tensor | None, own: torch.Te
         return
     there = ours if own is None else own
     assert there is not None
-    yield Difference("gradient is None" if not there.any() else kind, f"{kind} {name}: {ours}, eager's {own}")
+    what = f"None, eager's {_few(there)}" if ours is None else f"{_few(there)}, eager's None"
+    yield Difference("gradient is None" if not there.any() else kind, f"{kind} {name}: {what}")
 
 
 def differs(

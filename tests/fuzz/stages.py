@@ -4,6 +4,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,10 @@ class Check:
             self._loaded = self._ours("save", "load", lambda: fastgraph.load(path), False) if path.exists() else None
 
     def _load(self) -> None:
+        if "optimize" not in self._stages:
+            with suppress(Exception):  # that is the business of the other stage
+                self._fast = fastgraph.optimize(self.program.build(), self.program.make_inputs(self.program.example))
+            self._save()
         if self._loaded is not None:
             self._compare("save", Session(self.program, self._loaded), self._few_calls())
 
