@@ -245,7 +245,7 @@ def _cause(error: BaseException) -> str:
 
 def _places(captured: Captured) -> dict[str, str]:
     """Which argument every input of the file is, and which part of the result every output, where it has parts."""
-    names = [node.name for node in captured.placeholders]
+    names = [str(node.target) for node in captured.placeholders]
     values = captured.graph.output_node().args[0]
     result = pytree.tree_unflatten(list(range(len(values))), captured.out_spec)  # type: ignore[arg-type]
     places, _ = pytree.tree_flatten_with_path(result)

@@ -14,9 +14,7 @@ from fastgraph.direct import constant_nodes
 from fastgraph.rewrite import SIMPLIFICATIONS, rewrite
 from fastgraph.rewrite.rule import is_mutation
 
-NO_STATE = (
-    "an ONNX file keeps nothing from call to call; take the state as an input and return it as an output"
-)
+NO_STATE = "an ONNX file keeps nothing from call to call; take the state as an input and return it as an output"
 _REAL = "torch.view_as_real makes an axis of both parts"
 
 

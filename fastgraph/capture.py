@@ -21,7 +21,7 @@ from fastgraph.arguments import Signature, check_leaves, constant_key
 from fastgraph.conditions import compile_condition, conditions
 from fastgraph.cuda import check_available
 from fastgraph.regions import inline_grad_modes
-from fastgraph.tracing import TRACED, Call, Observed, attributes_set, stand_in
+from fastgraph.tracing import TRACED, Call, FunctionOfTensors, Observed, attributes_set, stand_in
 
 # Layers whose training mode is not a pure function of the input.
 _TRAINING_LAYERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -248,7 +248,8 @@ def _with_free_sizes(call: Call) -> torch.export.ExportedProgram:
         try:
             with free_ones() if ones else nullcontext():
                 shapes = _free_sizes(call.tensors, axes)
-                return torch.export.export(call, tuple(call.tensors), dynamic_shapes=shapes, strict=False)
+                module = FunctionOfTensors(call)
+                return torch.export.export(module, tuple(call.tensors), dynamic_shapes=shapes, strict=False)
         except Exception as error:
             errors.append(error)
     raise errors[1]
@@ -373,7 +374,8 @@ def _rename(graph: fx.Graph, names: Sequence[str]) -> None:
         while name in taken or keyword.iskeyword(name):
             name += "_"
         taken.add(name)
-        node.name = node.target = name
+        node._rename(name)  # to another one where it is Python's: input
+        node.target = name
 
 
 def read_from(model: nn.Module, graph_module: fx.GraphModule) -> fx.GraphModule:

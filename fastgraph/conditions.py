@@ -181,7 +181,7 @@ def conditions(placeholders: Sequence[fx.Node]) -> list[str]:
     """
     found: list[str] = []
     names: dict[str, str] = {}  # symbol -> the first size that has it
-    sizes = [(f"{node.name}.shape[{axis}]", size) for node in placeholders for axis, size in enumerate(_shape(node))]
+    sizes = [(f"{node.target}.shape[{axis}]", size) for node in placeholders for axis, size in enumerate(_shape(node))]
     free = [(name, size.node) for name, size in sizes if _fixed(size) is None]
     for name, node in free:
         if node.expr.is_symbol and str(node.expr) not in names:

@@ -62,7 +62,6 @@ _FIELDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "in_spec": (encode_tree, decode_tree),
     "out_spec": (encode_tree, decode_tree),
     "signature": (_encode_signature, _decode_signature),
-    "constants": (lambda found: encode(list(found.items())), lambda pairs: dict(decode(pairs))),
 }
 
 
@@ -119,6 +118,8 @@ def load(path: str | os.PathLike[str]) -> OptimizedModule:
         dtype, engine = decode(saved["dtype"]), saved["engine"]
     except (KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
         raise ValueError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    if not captures:
+        raise ValueError(f"{path}: damaged: it has no graph")
     return OptimizedModule(root, captures, dtype=dtype, engine=engine, is_loaded=True)
 
 

@@ -42,28 +42,15 @@ class Observed:
     out_spec: pytree.TreeSpec | None = None
 
 
-class Call(nn.Module):
-    """The model as a function of its tensors alone: what else is among the arguments, `leaves`, is fixed.
-
-    It has the model's parameters and buffers under the model's own names.
-    """
-
-    model: nn.Module
-    leaves: list[Any]
-    in_spec: pytree.TreeSpec
-    signature: Signature
-    observed: Observed  # in the last trace
+class Call:
+    """A call of `model`: what of its flattened arguments are tensors is free, all else among `leaves` is fixed."""
 
     def __init__(self, model: nn.Module, leaves: Sequence[Any], in_spec: pytree.TreeSpec, signature: Signature) -> None:
-        super().__init__()
-        for slots in REGISTRIES:
-            self.__dict__[slots] = model.__dict__[slots]
-        self.__dict__.update({n: v for n, v in vars(model).items() if isinstance(v, torch.Tensor)})
-        self.__dict__.update(model=model, leaves=list(leaves), in_spec=in_spec, signature=signature)
-        self.observed = Observed()
-        self.grad_mode = torch.is_grad_enabled()  # the caller's
-        self.state: list[str] = []
+        self.model, self.leaves, self.in_spec, self.signature = model, list(leaves), in_spec, signature
         self.tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        self.grad_mode = torch.is_grad_enabled()  # the caller's
+        self.observed = Observed()  # in the last trace
+        self.state: list[str] = []
 
     @property
     def is_inference(self) -> bool:
@@ -75,7 +62,7 @@ class Call(nn.Module):
         """A name for every leaf."""
         return self.signature.names(*pytree.tree_unflatten(self.leaves, self.in_spec))
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
+    def run(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         """The tensors (and computed sizes) among the model's flattened outputs."""
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
@@ -88,6 +75,23 @@ class Call(nn.Module):
             if value is not TRACED and not isinstance(value, OUTPUTS):
                 raise TypeError(f"it returns a {type(value).__name__}, which a graph cannot hold")
         return tuple(value for value in flat if is_traced(value))
+
+
+class FunctionOfTensors(nn.Module):
+    """A call as a module: it has the model's parameters and buffers under the model's own names."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        model = call.model
+        for slots in REGISTRIES:
+            self.__dict__[slots] = model.__dict__[slots]
+        self.__dict__.update({n: v for n, v in vars(model).items() if isinstance(v, torch.Tensor)})
+        self.__dict__["_fastgraph_call"] = call
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
+        """See `Call.run`."""
+        result: tuple[Any, ...] = self.__dict__["_fastgraph_call"].run(tensors)
+        return result
 
 
 TRACED = object()
