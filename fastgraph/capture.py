@@ -3,10 +3,11 @@
 import inspect
 import keyword
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -255,12 +256,26 @@ def _with_free_sizes(call: Call) -> torch.export.ExportedProgram:
     raise errors[1]
 
 
+class _WithoutThisThread:
+    """A stream that what this thread writes does not reach: torch.export prints graphs that it gives up."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """As that of the stream."""
+        return len(text) if threading.get_ident() == self._thread else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def _undisturbed(call: Call) -> Iterator[None]:
     """Tracing depends on none of the caller's modes, and says nothing: what matters comes as an error of ours."""
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
-    with _LOCK, warnings.catch_warnings():
+    with _LOCK, warnings.catch_warnings(), redirect_stderr(_WithoutThisThread(sys.stderr)):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)

@@ -91,7 +91,7 @@ class OptimizedModule(nn.Module):
     _fingerprint: Fingerprint
     _doors: list[Any]
     _accepted: dict[Any, Specialization]
-    _refused: dict[Any, Exception]
+    _refused: dict[Any, tuple[type[Exception], str]]
     _looks_closer: bool
     _lock: Any
     specializations: list[Specialization]
@@ -280,8 +280,9 @@ class OptimizedModule(nn.Module):
         self, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: list[Any], spec: Any, key: Any
     ) -> Specialization:
         """A graph for inputs that none holds for; an error where there can be none."""
-        if key in self._refused:
-            raise self._refused[key]
+        if (refused := self._refused.get(key)) is not None:
+            kind, text = refused
+            raise kind(text)
         reason = self._why_none(leaves, spec)
         if self._is_loaded:
             raise _more(reason, "the module was loaded from a file and cannot be captured anew")
@@ -293,8 +294,11 @@ class OptimizedModule(nn.Module):
             self._check_pinned(captured, spec)
         except Exception as error:
             cause = str(error).rpartition(": torch.export cannot capture ")[2]
-            self._refused[key] = _more(reason, f"the model cannot be captured for it: {cause}")
-            raise self._refused[key] from error
+            refusal = _more(reason, f"the model cannot be captured for it: {cause}")
+            if len(self._refused) >= _ACCEPTED:
+                self._refused.clear()
+            self._refused[key] = type(refusal), str(refusal)
+            raise refusal from error
         return self._specialize(captured)
 
     def _why_none(self, leaves: list[Any], spec: Any) -> Exception:

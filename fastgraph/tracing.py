@@ -46,16 +46,14 @@ class Call:
     """A call of `model`: what of its flattened arguments are tensors is free, all else among `leaves` is fixed."""
 
     def __init__(self, model: nn.Module, leaves: Sequence[Any], in_spec: pytree.TreeSpec, signature: Signature) -> None:
-        self.model, self.leaves, self.in_spec, self.signature = model, list(leaves), in_spec, signature
-        self.tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        self.model, self.in_spec, self.signature = model, in_spec, signature
+        # Whether a tensor of the model was made in inference mode: then there can be no gradients.
+        self.is_inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+        self.leaves = [leaf if self.is_inference else _without_inference(leaf) for leaf in leaves]
+        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
         self.grad_mode = torch.is_grad_enabled()  # the caller's
         self.observed = Observed()  # in the last trace
         self.state: list[str] = []
-
-    @property
-    def is_inference(self) -> bool:
-        """Whether a tensor was made in inference mode: then there can be no gradients."""
-        return any(t.is_inference() for t in (*self.tensors, *self.model.parameters(), *self.model.buffers()))
 
     @property
     def names(self) -> list[str]:
@@ -75,6 +73,14 @@ class Call:
             if value is not TRACED and not isinstance(value, OUTPUTS):
                 raise TypeError(f"it returns a {type(value).__name__}, which a graph cannot hold")
         return tuple(value for value in flat if is_traced(value))
+
+
+def _without_inference(leaf: Any) -> Any:
+    """An input that was made in inference mode as one that was not: gradients could not be traced with it."""
+    if not isinstance(leaf, torch.Tensor) or not leaf.is_inference():
+        return leaf
+    with torch.inference_mode(False):
+        return leaf.clone()
 
 
 class FunctionOfTensors(nn.Module):
