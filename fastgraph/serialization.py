@@ -87,11 +87,13 @@ def load(path: str | os.PathLike[str]) -> OptimizedModule:
     try:
         saved = json.loads(text)
         root = build_root(saved["tensors"], contents)
-        (captured,) = (_decode_captured(program, root) for program in saved["programs"])
+        captures = [_decode_captured(program, root) for program in saved["programs"]]
         dtype, engine = decode(saved["dtype"]), saved["engine"]
     except (KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
         raise ValueError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-    return OptimizedModule(captured, dtype=dtype, engine=engine)
+    if not captures:
+        raise ValueError(f"{path}: damaged: it holds no graph")
+    return OptimizedModule(*captures, dtype=dtype, engine=engine)
 
 
 def _metadata(data: bytes, path: Any) -> dict[str, str]:
