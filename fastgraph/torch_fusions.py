@@ -27,7 +27,19 @@ FUSED = (
 )
 # They change what was recorded for the nodes before them: sizes, or whether gradients are wanted.
 _CHANGE_RECORDS = frozenset(
-    "swapaxes_ detach_ squeeze_ resize_ set_ swapdims_ as_strided_ t_ transpose_ resize_as_ unsqueeze_".split()
+    [
+        "swapaxes_",
+        "detach_",
+        "squeeze_",
+        "resize_",
+        "set_",
+        "swapdims_",
+        "as_strided_",
+        "t_",
+        "transpose_",
+        "resize_as_",
+        "unsqueeze_",
+    ]
 )
 _WEIGHT = "fastgraph_weight_"  # attributes of an ATen graph that are placeholders of the torch graph
 
@@ -199,9 +211,7 @@ def program(graph: fx.Graph, fusions: Sequence[Fusion], pure: set[fx.Node]) -> f
     return result
 
 
-def _needless(
-    replaced: set[fx.Node], fusions: Sequence[Fusion], graph: fx.Graph, pure: set[fx.Node]
-) -> set[fx.Node]:
+def _needless(replaced: set[fx.Node], fusions: Sequence[Fusion], graph: fx.Graph, pure: set[fx.Node]) -> set[fx.Node]:
     """What is replaced, and what was computed for it alone (sizes of a view, a transposed weight)."""
     used = {fusion.input for fusion in fusions}
     needless = set(replaced)

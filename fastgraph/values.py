@@ -116,6 +116,7 @@ class Rebuilder:
         self._env = ShapeEnv(duck_shape=False)
         self._mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
         self._memory: dict[int, torch.Tensor] = {}  # what has a storage, by its number
+        self._sizes: dict[str, Any] = {}  # those of one node are mostly those of the next
         self._symbols = {name: self._symbol(name, **description) for name, description in symbols.items()}
 
     def value(self, encoded: dict[str, Any]) -> Any:
@@ -143,7 +144,14 @@ class Rebuilder:
         return fake.requires_grad_(description["requires_grad"])
 
     def _size(self, encoded: Any) -> int | torch.SymInt:
-        return encoded if isinstance(encoded, int) else self._symbolic("int", encoded, None)
+        if isinstance(encoded, int):
+            return encoded
+        key = str(encoded)
+        if key not in self._sizes:
+            expression, hints = self._expression(encoded), self._env.backed_var_to_val
+            hint = int(expression.xreplace(hints)) if expression.free_symbols <= hints.keys() else None
+            self._sizes[key] = self._env.create_symintnode(expression, hint=hint)
+        return self._sizes[key]
 
     def _symbolic(self, kind: str, encoded: Any, hint: Any) -> Any:
         expression, hint = self._expression(encoded), decode(hint)

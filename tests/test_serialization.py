@@ -274,9 +274,7 @@ class Richer(Captured):
 def test_further_fields_of_a_captured_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = fastgraph.optimize(nn.Linear(2, 2), (torch.ones(1, 2),)).captured
     places = {0: float("nan"), 3: slice(1, None), 4: torch.bfloat16, 5: 1 - 2j, 6: b"bytes", 7: ..., 8: True, 9: 1}
-    captured = Richer(
-        plain.graph_module, plain.in_spec, plain.out_spec, [], places=places, layouts=[(2, 1), None]
-    )
+    captured = Richer(plain.graph_module, plain.in_spec, plain.out_spec, [], places=places, layouts=[(2, 1), None])
     table = TensorTable()
     program = json.loads(json.dumps(_encode_captured(captured, table), allow_nan=False))
     monkeypatch.setattr("fastgraph.serialization.Captured", Richer)

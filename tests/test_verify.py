@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import fastgraph
-
 from fastgraph.capture import capture
 from fastgraph.direct import Direct
 from fastgraph.evaluation import evaluate
