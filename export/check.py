@@ -20,7 +20,9 @@ from fastgraph.rewrite.rule import argument
 
 BATCHES = (1, 3)
 _SWITCHES = ("train", "training", "dropout", "dropout_p")  # false or 0: the operator draws nothing
-_REFUSALS = tuple(error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception))
+_REFUSALS: tuple[type[Exception], ...] = tuple(
+    error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def verify(data: bytes, captured: Captured, flat: Sequence[Any], dtype: torch.dt
     (None: its own).
     """
     if drawing := _random(captured):
-        raise RuntimeError(f"to_onnx: cannot verify: {drawing} draws random numbers; verify=False writes the file without")
+        raise RuntimeError(
+            f"to_onnx: cannot verify: {drawing} draws random numbers; verify=False writes the file without"
+        )
     running = _session(data, dtype)
     shapes, worst = [], 0.0
     for inputs in _trials(captured, list(flat), [list(value.shape) for value in running.get_inputs()]):

@@ -1,4 +1,4 @@
-"""A captured graph as one that torch.onnx can write: ATen operators alone, tensors in and out, nothing kept between calls."""
+"""A captured graph as torch.onnx can write it: ATen operators, tensors in and out, nothing kept between calls."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from fastgraph.direct import constant_nodes
 from fastgraph.rewrite import SIMPLIFICATIONS, rewrite
 from fastgraph.rewrite.rule import is_mutation
 
-NO_STATE = (
-    "an ONNX file keeps nothing from call to call; take the state as an input and return it as an output"
-)
+NO_STATE = "an ONNX file keeps nothing from call to call; take the state as an input and return it as an output"
 _REAL = "torch.view_as_real makes an axis of both parts"
 
 
@@ -109,8 +107,10 @@ def drop_state(program: torch.onnx.ONNXProgram) -> None:
     exported = program.exported_program
     assert exported is not None
     signature = exported.graph_signature
-    if written := sorted(signature.user_inputs_to_mutate.values()):
-        raise RuntimeError(f"to_onnx: model writes to its input {written[0]!r}, which an ONNX file cannot; clone it first")
+    if inputs := sorted(signature.user_inputs_to_mutate.values()):
+        raise RuntimeError(
+            f"to_onnx: model writes to its input {inputs[0]!r}, which an ONNX file cannot; clone it first"
+        )
     written = set(signature.buffers_to_mutate.values())
     needed = _ancestors(exported.graph, set(map(str, signature.user_outputs)))
     for name, buffer in signature.inputs_to_buffers.items():

@@ -49,7 +49,15 @@ def run(path: Path, *inputs: Tensor) -> list[Tensor]:
     ("args", "kwargs", "inputs"),
     [
         ((X, 2.0), None, ["x"]),
-        ((X, 2.0, "other", ), None, ["x"]),
+        (
+            (
+                X,
+                2.0,
+                "other",
+            ),
+            None,
+            ["x"],
+        ),
         ((X,), {"scale": 3.0}, ["x"]),
         ((X,), {"mask": X + 1}, ["x", "mask"]),
         ((), {"mask": X + 1, "x": X}, ["x", "mask"]),
@@ -115,7 +123,10 @@ def test_refuses_complex_inputs(tmp_path: Path) -> None:
     [
         (lambda self, x: x.add_(1) * 2, "model writes to its input 'x', which an ONNX file cannot; clone it first"),
         (lambda self, x: x + self.memory.add_(1), "model writes to its buffer 'memory' and its outputs depend on that"),
-        (lambda self, x: (self.memory[:2].mul_(0.5), x + self.memory)[1], "model writes to its buffer 'memory' and its"),
+        (
+            lambda self, x: (self.memory[:2].mul_(0.5), x + self.memory)[1],
+            "model writes to its buffer 'memory' and its",
+        ),
     ],
 )
 def test_refuses_state(function: Any, message: str, tmp_path: Path) -> None:
@@ -136,7 +147,9 @@ def test_refuses_state_in_an_attribute(tmp_path: Path) -> None:
             self.last = x[0] + self.last
             return x + self.last
 
-    with pytest.raises(RuntimeError, match=r"to_onnx: model keeps 'last' for its next call: an ONNX file keeps nothing"):
+    with pytest.raises(
+        RuntimeError, match=r"to_onnx: model keeps 'last' for its next call: an ONNX file keeps nothing"
+    ):
         export.to_onnx(Remembers().eval(), (X,), tmp_path / "no.onnx")
 
 

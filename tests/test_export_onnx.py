@@ -118,7 +118,9 @@ def test_several_inputs_share_the_batch_and_nothing_is_said(tmp_path: Path, capf
 
 @pytest.mark.parametrize("example_inputs", [torch.ones(1, 784), [torch.ones(1, 784)], {"x": torch.ones(1, 784)}])
 def test_refuses_example_inputs_that_are_no_tuple(example_inputs: Any, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="to_onnx: example_inputs must be a tuple of the arguments; got (Tensor|list|dict)"):
+    with pytest.raises(
+        TypeError, match="to_onnx: example_inputs must be a tuple of the arguments; got (Tensor|list|dict)"
+    ):
         export.to_onnx(DeepLearningModel().eval(), example_inputs, tmp_path / "no.onnx")
 
 
