@@ -59,8 +59,8 @@ def to_onnx(
     the arguments is an input and every one among the results an output, in order; they are named ``input`` and
     ``output``, numbered (``input_0``, ``input_1``) where there are several. Other values among the arguments are burnt
     in; among the results numbers become tensors and None is left out. Weights lie in the file itself, and so do the
-    producer and its version, the model's name, the arguments' names, the results' places where they are several, and what is given
-    of preprocessing and labels (``session.get_modelmeta().custom_metadata_map``).
+    producer and its version, the model's name, the arguments' names, where in the result the outputs are (if they are
+    parts of one), and what is given of preprocessing and labels (``session.get_modelmeta().custom_metadata_map``).
 
     Before anything is written, the file is checked by ``onnx.checker``, with shape inference, and run by onnxruntime on
     the example, and where the model and eager take them on batches of 1 and 3 and on another size of every other free
