@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ def to_onnx(
     of rows, which keeps what is between them in the CPU's cache (``export.row_blocks``).
 
     Every axis that the model leaves free is dynamic. The first one of the only input, or of several that share it, is
-    named ``batch``; others ``height`` and ``width`` of images, ``length`` of sequences, and so on. The inputs are named
-    ``input`` and the outputs ``output``, numbered (``input_0``, ``input_1``) where there are several: every tensor among
-    the arguments, in order, and every tensor among the results. Other values among the arguments are burnt in; among
-    the results numbers become tensors and None is left out. Weights lie in the file itself, and so do the producer and
-    its version, the model's name, the arguments' names, the results' places where they are several, and what is given
-    of preprocessing and labels (``session.get_modelmeta().custom_metadata_map``).
+    named ``batch``; others ``height`` and ``width`` of images, ``length`` of sequences, and so on. Every tensor among
+    the arguments is an input and every one among the results an output, in order; they are named ``input`` and
+    ``output``, numbered (``input_0``, ``input_1``) where there are several. Other values among the arguments are burnt
+    in; among the results numbers become tensors and None is left out. Weights lie in the file itself, and so do the
+    producer and its version, the model's name, the arguments' names, where in the result the outputs are (if they are
+    parts of one), and what is given of preprocessing and labels (``session.get_modelmeta().custom_metadata_map``).
 
     Before anything is written, the file is checked by ``onnx.checker``, with shape inference, and run by onnxruntime on
     the example, and where the model and eager take them on batches of 1 and 3 and on another size of every other free
@@ -107,7 +108,11 @@ def to_onnx(
         captured, flat, traced = _captured(original, args, kwargs)
         simplified = in_standard_operators(captured, dtype, simplify=optimized is not None)
         program = _program(simplified, traced, opset, type(original).__name__)
-        about = {"preprocessing": preprocessing, "labels": labels and json.dumps(list(labels)), **_places(captured)}
+        about = {
+            "preprocessing": preprocessing,
+            "labels": None if labels is None else json.dumps(list(labels)),
+            **_places(captured),
+        }
         _finish(program.model, name or type(original).__name__, about)
         if optimized is not None and row_blocks:
             names = [str(value.name) for value in program.model.graph.inputs]
@@ -221,11 +226,11 @@ def _program(graph_module: fx.GraphModule, tensors: list[Tensor], opset: int, na
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing is said by torch.export, torch.onnx and onnxscript, whose loggers repeat the errors that they raise."""
+    """Nothing is said by torch.export, torch.onnx and onnxscript, which log and print the errors that they raise."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,4 +1,4 @@
-"""A captured graph as one that torch.onnx can write: ATen operators alone, tensors in and out, nothing kept between calls."""
+"""A captured graph as torch.onnx can write it: ATen operators, tensors in and out, nothing kept between calls."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def drop_state(program: torch.onnx.ONNXProgram) -> None:
     exported = program.exported_program
     assert exported is not None
     signature = exported.graph_signature
-    if written := sorted(signature.user_inputs_to_mutate.values()):
+    if inputs := sorted(signature.user_inputs_to_mutate.values()):
         raise RuntimeError(
-            f"to_onnx: model writes to its input {written[0]!r}, which an ONNX file cannot; clone it first"
+            f"to_onnx: model writes to its input {inputs[0]!r}, which an ONNX file cannot; clone it first"
         )
     written = set(signature.buffers_to_mutate.values())
     needed = _ancestors(exported.graph, set(map(str, signature.user_outputs)))
