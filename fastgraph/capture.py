@@ -326,8 +326,13 @@ def _state(call: Call, program: torch.export.ExportedProgram) -> list[str]:
     Traced once more with the attributes as the first call leaves them: is it the same graph?
     """
     assigned = call.observed.assigned
+    names = {".".join(filter(None, key)) for key in assigned}
     if not assigned:
         return []
+    read = program.graph_signature.inputs_to_lifted_tensor_constants
+    used = {str(read.get(node.name)) for node in program.graph.find_nodes(op="placeholder") if node.users}
+    if names & used:  # what an earlier call has set
+        return sorted(names)
     again = Call(call.model, call.leaves, call.in_spec, call.signature)
     try:
         with attributes_set(call.model, {key: stand_in(value) for key, value in assigned.items()}):
@@ -335,7 +340,7 @@ def _state(call: Call, program: torch.export.ExportedProgram) -> list[str]:
                 return []
     except Exception:  # no stand-in, or another way through forward that cannot be traced
         pass
-    return sorted(".".join(filter(None, key)) for key in assigned)
+    return sorted(names)
 
 
 def capture(

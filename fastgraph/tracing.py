@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,8 @@ REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_se
 # Recurrent layers keep their parameters once more.
 DERIVED = ("_flat_weights", "_flat_weight_refs")
 _NOT_STATE = {*REGISTRIES, *DERIVED}
+_DEPTH = 4  # of containers in an attribute that are looked into
+_OPAQUE = (torch.Tensor, nn.Module, type, ModuleType, FunctionType, MethodType, torch.Generator)
 _STRIDES = (
     torch.Tensor.stride,
     torch.Tensor.is_contiguous,
@@ -166,13 +169,28 @@ def _spy_on_functions(observed: Observed) -> Any:
 
 
 def _attributes(model: nn.Module) -> dict[str, tuple[nn.Module, dict[str, Any], dict[str, Any]]]:
-    """Of every module: itself, its attributes, and copies of the lists and dictionaries among them."""
+    """Of every module: itself, its attributes, and what each of them that can change in itself holds."""
     found = {}
     for path, module in model.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in _NOT_STATE}
-        contents = {name: value.copy() for name, value in own.items() if type(value) in (dict, list, set)}
-        found[path] = module, own, contents
+        contents = {name: _contents(value) for name, value in own.items()}
+        found[path] = module, own, {name: inner for name, inner in contents.items() if inner}
     return found
+
+
+def _contents(value: Any) -> list[tuple[Any, Any]]:
+    """The lists, dictionaries, sets and objects' dictionaries in a value, each with a copy."""
+    found: dict[int, tuple[Any, Any]] = {}
+    pending = [(value, _DEPTH)]
+    while pending:
+        outer, depth = pending.pop()
+        inner = outer if isinstance(outer, dict | list | set) else None
+        if inner is None and not isinstance(outer, _OPAQUE):
+            inner = getattr(outer, "__dict__", None)
+        if isinstance(inner, dict | list | set) and depth and id(inner) not in found:
+            found[id(inner)] = inner, inner.copy()
+            pending += [(item, depth - 1) for item in (inner.values() if isinstance(inner, dict) else inner)]
+    return list(found.values())
 
 
 def _put_back(model: nn.Module, before: dict[str, Any]) -> dict[tuple[str, str], Any]:
@@ -187,11 +205,12 @@ def _put_back(model: nn.Module, before: dict[str, Any]) -> dict[tuple[str, str],
                 if name not in now or not _same(now[name], value):
                     changed[path, name] = now.get(name)
                 now[name] = value
-        for name, copy in contents.items():
-            if not _same_items(own[name], copy):
-                changed[path, name] = own[name].copy()
-                own[name].clear()
-                own[name].extend(copy) if isinstance(copy, list) else own[name].update(copy)
+        for name, inner in contents.items():
+            for container, copy in inner:
+                if not _same_items(container, copy):
+                    changed[path, name] = container.copy()
+                    container.clear()
+                    container.extend(copy) if isinstance(copy, list) else container.update(copy)
     return changed
 
 
