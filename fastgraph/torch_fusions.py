@@ -199,9 +199,7 @@ def program(graph: fx.Graph, fusions: Sequence[Fusion], pure: set[fx.Node]) -> f
     return result
 
 
-def _needless(
-    replaced: set[fx.Node], fusions: Sequence[Fusion], graph: fx.Graph, pure: set[fx.Node]
-) -> set[fx.Node]:
+def _needless(replaced: set[fx.Node], fusions: Sequence[Fusion], graph: fx.Graph, pure: set[fx.Node]) -> set[fx.Node]:
     """What is replaced, and what was computed for it alone (sizes of a view, a transposed weight)."""
     used = {fusion.input for fusion in fusions}
     needless = set(replaced)
