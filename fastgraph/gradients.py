@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from fastgraph.kernels import autograd
 from fastgraph.kernels.conv_pool import op as conv_pool
@@ -78,7 +77,7 @@ def _item(values: Any, index: int) -> Any:
 
 def _flat(node: fx.Node) -> list[Any]:
     """All arguments of a fused op but its input, flattened."""
-    return autograd._flatten(tuple(node.args[1:]))[0]
+    return autograd.flatten(node.args[1:])[0]
 
 
 class _Kept:
@@ -94,7 +93,7 @@ class _Kept:
 def _differentiable(node: fx.Node) -> Any:
     """An autograd.Function of (kernel, input, *flattened arguments). Arguments are put in order in backward only."""
     op = _OPS[node.target]
-    leaves, spec = autograd._flatten(tuple(node.args[1:]))
+    leaves, lengths = autograd.flatten(node.args[1:])
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)]
 
     def forward(ctx: Any, kernel: Any, input: torch.Tensor, *flat: Any) -> torch.Tensor:
@@ -108,12 +107,12 @@ def _differentiable(node: fx.Node) -> Any:
         for place, tensor in zip(places, tensors, strict=True):
             flat[place] = tensor
         kept = _Kept()
-        op.setup_context(kept, (input, *pytree.tree_unflatten(flat, spec)), None)
+        op.setup_context(kept, (input, *autograd.unflatten(flat, lengths)), None)
         gradients: tuple[Any, ...] = op.backward(kept, grad)
         return gradients
 
     name = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
-    return autograd._function(name, backward, 1, forward=forward)
+    return autograd._function(name, backward, 1, forward)
 
 
 class _Computing:

@@ -210,13 +210,14 @@ class _Recorder:
         self._tracer: Any = mode.tracer
         for node, value in values.items():
             self._note_result(node, value)
-        for self.current in self._nodes:
-            before = next(iter(reversed(self._tracer.graph.nodes)))
-            values[self.current] = self.results[self.current] = _call(self.current, values)
-            while before.next.op != "root":
-                before = before.next
-                self.owner[before.name] = self.current
-            self._note_result(self.current, self.results[self.current])
+        for node in self._nodes:
+            self.current = node
+            last = next(iter(reversed(self._tracer.graph.nodes)))
+            values[node] = self.results[node] = _call(node, values)
+            while last.next.op != "root":
+                last = last.next
+                self.owner[last.name] = node
+            self._note_result(node, values[node])
         outside = (n for n in self._nodes if any(user not in self.results for user in n.users))
         return [leaf for n in outside for leaf in pytree.tree_leaves(values[n]) if isinstance(leaf, torch.Tensor)]
 

@@ -65,13 +65,21 @@ class Packed:
 
         Nothing is kept where a tensor has no version: `native.takes` leaves those to ATen beforehand.
         """
-        present = [t for t in tensors if t is not None]
-        if not all(has_version(t) for t in present):
-            return self._pack(tensors, *arguments)
-        entries = self._entries.get(present[0], [])
-        for snapshot, packed_arguments, packed in entries:
-            if packed_arguments == arguments and snapshot.matches(present):
-                return packed
-        packed = self._pack(tensors, *arguments)
-        self._entries[present[0]] = [(Snapshot(present), arguments, packed), *entries[: _KEEP - 1]]
+        packed = self.find(tensors, *arguments)
+        if packed is None:
+            packed = self._pack(tensors, *arguments)
+            present = [t for t in tensors if t is not None]
+            if all(has_version(t) for t in present):
+                key = (tuple(t is None for t in tensors), arguments)
+                entries = self._entries.get(present[0], [])
+                self._entries[present[0]] = [(Snapshot(present), key, packed), *entries[: _KEEP - 1]]
         return packed
+
+    def find(self, tensors: Sequence[torch.Tensor | None], *arguments: Any) -> Any:
+        """What `get` kept for these tensors, which it was given like this and which have not changed; else None."""
+        present = [t for t in tensors if t is not None]
+        key = (tuple(t is None for t in tensors), arguments)
+        for snapshot, packed_key, packed in self._entries.get(present[0], ()):
+            if packed_key == key and snapshot.matches(present):
+                return packed
+        return None

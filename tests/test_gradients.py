@@ -88,7 +88,7 @@ class Folded(Several):
 
 @pytest.mark.parametrize("model_of", [Several, Folded])
 def test_a_module_of_several_ops(model_of: type[Several], generator: torch.Generator) -> None:
-    """Trained for three steps beside eager: packed weights follow, folded ones go the general way."""
+    """Trained for three steps beside eager: packed weights follow, and so do folded ones."""
     torch.manual_seed(4)
     model = model_of().eval()
     eager = copy.deepcopy(model)
