@@ -47,7 +47,6 @@ NUMBERS = [
     f.RoundDecimal(FLOAT, -1),
     f.IntTrueDiv(A - B, B) + 1.5,
     f.FloatTrueDiv(A, B + 2),
-    f.RoundToInt(FLOAT) + f.ToFloat(B) * 0.5,
     f.FloatPow(FLOAT, 0.5),
     f.PowByNatural(2, f.Min(A, 9)) + f.PowByNatural(A, 2),
     f.LShift(A, f.Min(B, 7)) - f.RShift(A, 3),

@@ -440,7 +440,9 @@ EDITS: dict[str, Callable[[Any], Any]] = {
     ),
     "an attribute that is not there": lambda p: attribute(p).update(target="layer1.nothing"),
     "an attribute that is no tensor": lambda p: attribute(p).update(target="layer1.__class__"),
-    "a graph's name": lambda p: p["programs"][0]["graph"]["graphs"].update({QUOTED: {"nodes": [], "graphs": {}}}),
+    "a graph's name": lambda p: p["programs"][0]["graph"]["graphs"].update(
+        {QUOTED: json.loads(json.dumps(p["programs"][0]["graph"]))}
+    ),
     "a dtype": lambda p: call(p)["args"].update(tuple=[{"torch": "hub"}]),
     "a condition": lambda p: p["programs"][0].update(conditions=["__import__('os').abort()"]),
     "a namedtuple": lambda p: p["programs"][0].update(out_spec={"namedtuple": [CODE, ["a"], ["*"]]}),
