@@ -104,8 +104,8 @@ class _Printer(PythonPrinter):
 
     def _print_Add(self, expr: sympy.Add, order: str | None = None) -> str:
         terms = list(expr.args)
-        if expr.is_integer and terms[0].is_Number:
-            terms.append(terms.pop(0))  # sums of floats keep their order
+        if terms[0].is_Number:
+            terms.append(terms.pop(0))
         text = self.parenthesize(terms[0], PRECEDENCE["Add"])
         for term in terms[1:]:
             sign, term = (" - ", -term) if term.as_coeff_Mul()[0].is_negative else (" + ", term)

@@ -213,7 +213,8 @@ def _decode_graph(encoded: dict[str, Any], root: nn.Module, values: Rebuilder) -
         nodes[item["name"]].meta["val"] = values.value(item.get("value", _NO_VALUE))
     graphs = {target: _decode_graph(inner, root, values) for target, inner in encoded["graphs"].items()}
     for node in graph.find_nodes(op="get_attr"):
-        check_name(node.target, dotted=True)
+        if node.target not in graphs and not isinstance(operator.attrgetter(node.target)(root), torch.Tensor):
+            raise ValueError(f"{node.name}: {node.target} is no tensor")
     return fx.GraphModule(_with_graphs(root, graphs), graph)
 
 
@@ -226,7 +227,6 @@ def _with_graphs(root: nn.Module, graphs: dict[str, fx.GraphModule]) -> nn.Modul
     for slots in ("_parameters", "_buffers", "_modules"):
         both.__dict__[slots] = dict(vars(root)[slots])
     for name, graph in graphs.items():
-        if "." in name or hasattr(both, name):
-            raise ValueError(f"{name!r} is no name for a graph")
-        both.add_module(name, graph)
+        check_name(name)
+        both.add_module(name, graph)  # KeyError where it is another's name
     return both

@@ -97,8 +97,10 @@ def number(value: Any) -> Any:
     """A size as text or number, whether it is symbolic or was found to be fixed."""
     if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         return value
-    expression = value.node.expr
-    return int(expression) if expression.is_Integer else str(expression)
+    expression, ranges = value.node.expr, value.node.shape_env.var_to_range
+    if expression.is_Integer:
+        return int(expression)
+    return str(expression), [str(ranges[symbol]) for symbol in sorted(expression.free_symbols, key=str)]
 
 
 def facts(graph_module: torch.fx.GraphModule, storages: dict[int, int]) -> list[Any]:
@@ -412,16 +414,35 @@ def call(program: Any) -> Any:
     return next(n for n in nodes(program) if n["op"] == "call_function")
 
 
+def rename(program: Any, old: str, new: str) -> None:
+    """Everywhere in the graphs."""
+    program["programs"] = json.loads(json.dumps(program["programs"]).replace(json.dumps(old), json.dumps(new)))
+
+
+def attribute(program: Any) -> Any:
+    return next(n for n in nodes(program) if n["op"] == "get_attr")
+
+
 CODE = "x): __import__('os').abort()  #"
+VIEW = {"in": "layer1.weight", "dtype": {"torch": "float32"}, "offset": 0, "shape": [512, 784], "stride": [784, 1]}
+QUOTED = 'layer1.a"+__import__("os").abort()+"'
 EDITS: dict[str, Callable[[Any], Any]] = {
     "a placeholder": lambda p: nodes(p)[-1].update(op="placeholder", target=CODE),
-    "a node's name": lambda p: call(p).update(name=CODE),
+    "a node's name": lambda p: rename(p, call(p)["name"], CODE),
+    "a keyword": lambda p: rename(p, call(p)["name"], "import"),
     "a kind of node": lambda p: call(p).update(op="call_method", target="abort"),
     "a function of Python": lambda p: call(p).update(target="load_library.__self__.import_module"),
     "an operator's attribute": lambda p: call(p).update(target="aten.linear.default.__init__"),
     "an operator that reads files": lambda p: call(p).update(target="aten.from_file.default"),
-    "an attribute": lambda p: nodes(p)[0].update(target='layer1.a"+__import__("os").abort()+"'),
-    "an attribute that is not there": lambda p: nodes(p)[0].update(target="layer1.nothing"),
+    "an attribute": lambda p: (
+        p["tensors"].update({QUOTED: p["tensors"].pop("layer1.weight") | {"same_as": QUOTED, "view": VIEW}}),
+        rename(p, "layer1.weight", QUOTED),
+    ),
+    "an attribute that is not there": lambda p: attribute(p).update(target="layer1.nothing"),
+    "an attribute that is no tensor": lambda p: attribute(p).update(target="layer1.__class__"),
+    "a graph's name": lambda p: p["programs"][0]["graph"]["graphs"].update(
+        {QUOTED: json.loads(json.dumps(p["programs"][0]["graph"]))}
+    ),
     "a dtype": lambda p: call(p)["args"].update(tuple=[{"torch": "hub"}]),
     "a condition": lambda p: p["programs"][0].update(conditions=["__import__('os').abort()"]),
     "a namedtuple": lambda p: p["programs"][0].update(out_spec={"namedtuple": [CODE, ["a"], ["*"]]}),
@@ -445,6 +466,31 @@ def test_no_text_in_a_file_is_run(what: str, saved: Path, tmp_path: Path) -> Non
     edited(saved, tmp_path / "edited", EDITS[what])
     with pytest.raises(ValueError):  # noqa: PT011
         fastgraph.load(tmp_path / "edited")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "aten.relu",
+            "aten.nothing.default",
+            "nothing.relu.default",
+            "load_library.__self__.import_module",
+            "higher_order",
+        ),
+        *(
+            "aten.relu.default.__call__",
+            "aten.relu.default._op",
+            "higher_order.nothing",
+            "os.system",
+            "operator.call",
+            "",
+        ),
+    ],
+)
+def test_only_operators_are_functions(name: str) -> None:
+    with pytest.raises(ValueError, match=f"operator {name} is not known here"):
+        encoding.function(name)
 
 
 def test_a_file_has_the_usual_permissions(saved: Path, tmp_path: Path) -> None:
