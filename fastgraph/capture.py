@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export.graph_signature import InputKind
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -250,7 +251,9 @@ def _with_free_sizes(call: Call) -> torch.export.ExportedProgram:
             with free_ones() if ones else nullcontext():
                 shapes = _free_sizes(call.tensors, axes)
                 module = FunctionOfTensors(call)
-                return torch.export.export(module, tuple(call.tensors), dynamic_shapes=shapes, strict=False)
+                program = torch.export.export(module, tuple(call.tensors), dynamic_shapes=shapes, strict=False)
+            _check_example(call, program)
+            return program
         except Exception as error:
             errors.append(error)
     raise errors[1]
@@ -268,6 +271,17 @@ class _WithoutThisThread:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _check_example(call: Call, program: torch.export.ExportedProgram) -> None:
+    """RuntimeError where the graph does not hold for the very inputs that it was traced with."""
+    given = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    inputs = [nodes[name] for name in given]
+    tensors = {str(node.target): tensor for node, tensor in zip(inputs, call.tensors, strict=True)}
+    for condition in conditions(inputs):
+        if not compile_condition(condition)(tensors):
+            raise RuntimeError(f"the graph needs {condition}, which the example is not")
 
 
 @contextmanager

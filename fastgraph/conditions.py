@@ -194,7 +194,22 @@ def conditions(placeholders: Sequence[fx.Node]) -> list[str]:
         env = free[0][1].shape_env
         for guard in env.guards:
             found += _guard(env.replace(guard.expr), names, free)
+        for size in _squeezed(placeholders[0].graph):
+            found += _guard(sympy.Ne(env.replace(size.node.expr), 1), names, free)
     return list(dict.fromkeys(found))
+
+
+def _squeezed(graph: fx.Graph) -> Iterator[Any]:
+    """Free sizes that would be taken away if they were 1. torch.export takes them for others, and no guard says so."""
+    for node in graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet not in (torch.ops.aten.squeeze, torch.ops.aten.squeeze_):
+            continue
+        shape = _shape(node.args[0])
+        axes = node.args[1] if len(node.args) > 1 else range(len(shape))
+        for axis in [axes] if isinstance(axes, int) else axes:
+            if len(shape) > 0 and _fixed(shape[axis]) is None:
+                yield shape[axis]
 
 
 def _value(size: Any, names: dict[str, str]) -> str:

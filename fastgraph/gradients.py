@@ -35,7 +35,8 @@ class GradientProgram:
         self._slots, self._doors = slots, doors
         used = [n for n in graph.nodes if n.op == "call_function" and n in constants]
         self._computed = [n for n in used if any(user not in constants for user in n.users)]
-        self._computing = _Computing(graph, constants, self._computed, list(slots)) if self._computed else None
+        self._given = [node for node in slots if node in constants]
+        self._computing = _Computing(graph, constants, self._computed, self._given) if self._computed else None
         self._forward = compiled(self._program(graph, constants))
         self._functions = {name: _differentiable(node) for node, name in doors.items()}
 
@@ -67,7 +68,8 @@ class GradientProgram:
         for name, function in self._functions.items():
             bound[name] = partial(function.apply, getattr(values, name))
         if self._computing is not None:
-            bound["computed"] = partial(self._computing, [computed[node] for node in self._computed], parameters)
+            given = [owner[name] for owner, name in (self._slots[node] for node in self._given)]
+            bound["computed"] = partial(self._computing, [computed[node] for node in self._computed], given)
         return partial(self._forward, SimpleNamespace(**bound))
 
 
