@@ -131,9 +131,9 @@ NO = "same bits: not promised, since a row's may depend on the batch, threads or
     ],
 )
 def test_same_bits(model: nn.Module, x: torch.Tensor, expected: str) -> None:
-    assert table(model, x).notes[-1] == expected
+    assert expected in table(model, x).notes
 
 
 def test_same_bits_are_those_of_fp32() -> None:
-    note = table(DeepLearningModel(), torch.rand(2, 784), dtype=torch.bfloat16).notes[-1]
-    assert note == NO + "fastgraph.mlp (1)"
+    notes = table(DeepLearningModel(), torch.rand(2, 784), dtype=torch.bfloat16).notes
+    assert NO + "fastgraph.mlp (1)" in notes
