@@ -34,7 +34,7 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the rest: a few minutes the first time"
 	$(PIP) install -c constraints.txt scikit-build-core nanobind cmake ninja
-	$(PIP) install -c constraints.txt --no-build-isolation -C wheel.cmake=false -e '.[test,bench]'
+	$(PIP) install -c constraints.txt --no-build-isolation -C wheel.cmake=false -e '.[test]'
 	touch $@
 
 # The peers that only measuring needs.

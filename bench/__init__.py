@@ -1,6 +1,7 @@
 """``python -m bench``: throughput of models on real data, every backend checked before it is timed.
 
-In a notebook: ``bench.run(bench.cases.deep([1, 16]), ["eager", "onnxruntime", "fastgraph"])``.
+In a notebook, after ``from fastgraph.bench import cases, run``:
+``run(cases.deep([1, 16]), ["eager", "onnxruntime", "fastgraph"])``.
 """
 
 from __future__ import annotations

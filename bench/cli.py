@@ -180,7 +180,7 @@ def save(report: Report, out: Path, console: Console) -> None:
     try:
         written["report.html"] = page(report)
     except ModuleNotFoundError as error:
-        console.print(f"no report.html: {error}; pip install 'fastgraph[bench]'")
+        console.print(f"no report.html: {error}")
     try:
         _write(written, out)
     except OSError as error:

@@ -16,6 +16,7 @@ from fastgraph.bench.sides import SIDES, side_by_side
 from fastgraph.bench.summary import SUMMARY, summaries, verdict
 from fastgraph.bench.table import COLUMNS, MODELLED, cells, modelled_cells, note
 from fastgraph.bench.text import duration, rate
+from fastgraph.extras import require
 
 TITLE = "fastgraph bench"
 HOW = (
@@ -32,6 +33,7 @@ LIMIT = (
 
 def page(report: Report) -> str:
     """The whole page. Needs Plotly."""
+    require("plotly", by="report.html")
     from plotly.offline import get_plotlyjs
 
     scripts: list[str] = []

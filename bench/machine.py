@@ -14,6 +14,7 @@ import fastgraph
 from fastgraph.bench.ceilings import cache_bytes
 
 PACKAGES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout, through the link fastgraph/bench
 
 
 def machine() -> dict[str, Any]:
@@ -27,7 +28,8 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {"fastgraph": fastgraph.__version__}
+        | {name: found for name in PACKAGES if (found := _version(name))},
         "commit": _commit(),
     }
 
@@ -61,7 +63,7 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit(root: Path = Path(__file__).parents[1]) -> str | None:
+def _commit(root: Path = ROOT) -> str | None:
     """The commit of the checkout at ``root``, "-dirty" where files differ; None where there is none or no git."""
     if not (root / ".git").exists():
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastgraph.bench.report import Report
+from fastgraph.extras import require
 
 WIDTH, SCALE = 830, 2  # pixels of GitHub's column, and of a fine screen
 SCHEMES = {"light": ("#1b1f24", "#ffffff", "#d1d9e0"), "dark": ("#e6edf3", "#0d1117", "#3d444d")}  # ink, paper, grid
@@ -18,12 +19,8 @@ def draw(report: Report, out: Path) -> list[Path]:
         RuntimeError: there is no Chromium.
         OSError: the folder cannot be written.
     """
-    try:
-        import kaleido  # noqa: F401 - Plotly's own complaint is ten lines long
-
-        from fastgraph.bench import plots
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}; pip install 'fastgraph[bench]'") from error
+    require("plotly", "kaleido", by="bench picture")  # Plotly's own complaint is ten lines long
+    from fastgraph.bench import plots
 
     out.mkdir(parents=True, exist_ok=True)
     written = []

@@ -6,6 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
+from fastgraph.extras import require
+
+require("plotly", by="fastgraph.bench.plots")
+
 import plotly.graph_objects as go
 
 from fastgraph.bench.backends import BACKENDS, BASELINE

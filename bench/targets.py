@@ -1,4 +1,4 @@
-"""The cases of ``python -m bench.perf`` and what the kernels are to reach in them."""
+"""The cases of ``python -m bench perf`` and what the kernels are to reach in them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The inside of worker processes: one object each, whose methods the parent calls over a pipe.
 
-Started by ``bench.nursery.Nursery`` as ``python -m bench.worker FD``. It imports what all workers need, then forks one
-for each request on the socket. In a worker the first message is ``(class, arguments)``, every other one
+Started by ``bench.nursery.Nursery`` as ``python -m fastgraph.bench.worker FD``. It imports what all workers need, then
+forks one for each request on the socket. In a worker the first message is ``(class, arguments)``, every other one
 ``(method, arguments)``; each is answered by ``("done", result)`` or ``("failed", reason)``.
 """
 
@@ -24,7 +24,14 @@ from typing import Any, NoReturn
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FORK, WAIT = b"F", b"W"  # requests: a process with the two files that come along; the end of the process named
 REQUEST, ANSWER = struct.Struct("!cq"), struct.Struct("!q")
-SHARED = ("fastgraph.bench.contestant", "fastgraph.bench.ceilings", "sklearn.datasets", "torchvision.transforms")
+SHARED = (
+    "fastgraph.bench.contestant",
+    "fastgraph.bench.ceilings",
+    "fastgraph.module",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torchvision.transforms",
+)
 
 
 def main() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
+
+from fastgraph.files import write
+
+__all__ = ["check_target", "write"]
 
 
 def check_target(path: str | Path, overwrite: bool) -> Path:
@@ -25,23 +28,3 @@ def check_target(path: str | Path, overwrite: bool) -> Path:
     except OSError as error:
         raise type(error)(f"path: cannot write to the folder {str(target.parent)!r}: {error.strerror}") from error
     return target
-
-
-def write(path: Path, data: bytes | str) -> None:
-    """Writes a file that appears under its name only when it is whole; text as UTF-8."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.chmod(file.name, 0o666 & ~_umask())  # a temporary file is its owner's alone
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def _umask() -> int:
-    """The permissions that new files do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-import operator
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 import fastgraph
-from fastgraph import precision
-from fastgraph.capture import Captured, capture, flatten_inputs
-from fastgraph.capture import export as torch_export
-from fastgraph.direct import constant_nodes
+from fastgraph.extras import require
+
+require("onnx", "onnx_ir", "onnxscript", "onnxruntime", by="export.to_onnx")
+
+from onnx_ir.passes import PassError
+
+from fastgraph.capture import Captured, capture, flatten_inputs, free_ones
 from fastgraph.export import check, files
+from fastgraph.export.names import name_lengths, rename_axes, rename_values
 from fastgraph.export.row_blocks import in_row_blocks
-from fastgraph.rewrite import SIMPLIFICATIONS, rewrite
+from fastgraph.export.standard import NO_STATE, drop_state, in_standard_operators
+from fastgraph.export.translations import translations
 
 OPSETS = range(18, 26)
 """What torch.onnx writes by itself and onnxruntime reads: torch 2.14, onnxruntime 1.31."""
 OPSET = 20
 BFLOAT16_OPSET = 22  # the first in which Conv and MaxPool take bfloat16
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_AXES = {2: {1: "features"}, 3: {1: "length"}, 4: {2: "height", 3: "width"}, 5: {2: "depth", 3: "height", 4: "width"}}
 
 
 def to_onnx(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: tuple[Any, ...],
     path: str | Path,
     *,
+    example_kwargs: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     opset: int | None = None,
     verify: bool = True,
@@ -53,20 +59,24 @@ def to_onnx(
     pool. A convolution on a large image whose pooled rows go through linear layers (``Net``) is a ``Loop`` over blocks
     of rows, which keeps what is between them in the CPU's cache (``export.row_blocks``).
 
-    The first axis of every input is dynamic and named ``batch``; so is every other axis that the model leaves free
-    (``height`` and ``width`` of images, ``length`` of sequences). The inputs are named ``input`` and the outputs
-    ``output``, numbered (``input_0``, ``input_1``) where there are several. Weights lie in the file itself, and so do
-    the producer and its version, the model's name, and what is given of preprocessing and labels
-    (``session.get_modelmeta().custom_metadata_map``).
+    Every axis that the model leaves free is dynamic. The first one of the only input, or of several that share it, is
+    named ``batch``; others ``height`` and ``width`` of images, ``length`` of sequences, and so on. Every tensor among
+    the arguments is an input and every one among the results an output, in order; they are named ``input`` and
+    ``output``, numbered (``input_0``, ``input_1``) where there are several. Other values among the arguments are burnt
+    in; among the results numbers become tensors and None is left out. Weights lie in the file itself, and so do the
+    producer and its version, the model's name, the arguments' names, where in the result the outputs are (if they are
+    parts of one), and what is given of preprocessing and labels (``session.get_modelmeta().custom_metadata_map``).
 
     Before anything is written, the file is checked by ``onnx.checker``, with shape inference, and run by onnxruntime on
-    batches of 1, 3 and the example's size, and on another size of every other free axis, each compared with float64 by
-    the tolerance of ``fastgraph.verify``. The batches are made of the example's rows: give real data.
+    the example, and where the model and eager take them on batches of 1 and 3 and on another size of every other free
+    axis, each compared with float64 by the tolerance of ``fastgraph.verify``. Those inputs are made of the example's:
+    give real data.
 
     Args:
         model: a module in eval mode that ``torch.export`` takes, or the result of ``fastgraph.optimize``.
-        example_inputs: the inputs of one call, each ``[B, ...]``, any ``B``.
+        example_inputs: the arguments of one call by position, of any batch.
         path: the file to write. It appears when it is whole.
+        example_kwargs: the arguments by name.
         dtype: computes in float16, bfloat16 or float32; inputs and outputs keep their dtype. By default the module's.
         opset: the version of the ONNX operators, by default 20 (22 for bfloat16).
         verify: False writes without the runs of onnxruntime.
@@ -80,48 +90,58 @@ def to_onnx(
         What was verified; None without verification.
 
     Raises:
-        TypeError: ``model`` is no module, or ``example_inputs`` not a tuple of tensors.
-        ValueError: ``example_inputs`` is empty or has a tensor without axes, ``model`` is in training mode, or there is
-            no such ``dtype`` or ``opset``.
+        TypeError: ``model`` is no module, ``example_inputs`` no tuple, or an input or output is nothing that ONNX has.
+        ValueError: there is no tensor among the arguments, ``model`` is in training mode, or there is no such ``dtype``
+            or ``opset``.
         FileExistsError, OSError: ``path`` exists and ``overwrite`` is false, or cannot be written.
-        RuntimeError: the model cannot be exported, onnxruntime does not take it (a dtype, an operator), or an output is
-            not close enough to float64; the message says which output and batch and how far.
+        RuntimeError: the model cannot be exported (the message names the operator, or the buffer it keeps state in),
+            onnxruntime does not take it (a dtype, an operator), it cannot be verified, or an output is not close enough
+            to float64; the message says which output and batch and how far.
     """
-    _check(model, example_inputs)
+    args, kwargs = _check(model, example_inputs, example_kwargs)
     optimized = model if isinstance(model, fastgraph.OptimizedModule) else None
+    original = model if optimized is None or optimized._is_loaded else optimized._original
     dtype = dtype or (optimized.dtype if optimized is not None else None)
-    opset = _opset(opset, dtype, {tensor.dtype for tensor in (*example_inputs, *model.parameters())})
+    opset = _opset(opset, dtype, {tensor.dtype for tensor in (*_tensors((args, kwargs)), *model.parameters())})
     target = files.check_target(path, overwrite)
-    captured = optimized.captured if optimized is not None else capture(model, tuple(check.rows(example_inputs, 2)))
-    flat = flatten_inputs(captured, example_inputs, {})
-    if flat[0].shape[0] == 0:
-        flat = check.rows(flat, 2)
-    simplified = _in_standard_operators(captured, dtype, simplify=optimized is not None)
-    program = _program(simplified, check.rows(flat, 2), opset, model)
-    _finish(program.model, name or type(model).__name__, preprocessing, labels)
-    if optimized is not None and row_blocks:
-        names = [str(value.name) for value in program.model.graph.inputs]
-        in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in flat), strict=True)))
-    data = program.model_proto.SerializeToString()
-    check.check(data)
-    verified = check.verify(data, captured, flat, dtype) if verify else None
+    with _quiet():
+        captured, flat, traced = _captured(original, args, kwargs)
+        simplified = in_standard_operators(captured, dtype, simplify=optimized is not None)
+        program = _program(simplified, traced, opset, type(original).__name__)
+        about = {
+            "preprocessing": preprocessing,
+            "labels": None if labels is None else json.dumps(list(labels)),
+            **_places(captured),
+        }
+        _finish(program.model, name or type(original).__name__, about)
+        if optimized is not None and row_blocks:
+            names = [str(value.name) for value in program.model.graph.inputs]
+            in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in flat), strict=True)))
+        data = _serialized(program)
+        check.check(data)
+        verified = check.verify(data, captured, flat, dtype) if verify else None
     files.write(target, data)
     return verified
 
 
-def _check(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
-    """Raises what ``to_onnx`` says it raises before anything is traced."""
+def _check(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    """The example's arguments. Raises what ``to_onnx`` says it raises before anything is traced."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"to_onnx: model must be a torch.nn.Module; got {type(model).__name__}")
-    if not isinstance(example_inputs, tuple) or not all(isinstance(tensor, Tensor) for tensor in example_inputs):
-        raise TypeError(f"to_onnx: example_inputs must be a tuple of tensors; got {type(example_inputs).__name__}")
-    if not example_inputs or any(tensor.dim() == 0 for tensor in example_inputs):
-        shapes = [tuple(tensor.shape) for tensor in example_inputs]
-        raise ValueError(
-            f"to_onnx: example_inputs must be tensors with a batch axis, at least one; got shapes {shapes}"
-        )
+    if not isinstance(inputs, tuple):
+        raise TypeError(f"to_onnx: example_inputs must be a tuple of the arguments; got {type(inputs).__name__}")
+    if named is not None and not isinstance(named, dict):
+        raise TypeError(f"to_onnx: example_kwargs must be a dict of the named arguments; got {type(named).__name__}")
+    if not _tensors((inputs, named)):
+        raise ValueError(f"to_onnx: example_inputs must have a tensor, at least one; got {inputs!r}")
     if model.training and not isinstance(model, fastgraph.OptimizedModule):
         raise ValueError("to_onnx: model must be in eval mode (dropout and batch-norm differ); call model.eval() first")
+    return inputs, named or {}
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors in a structure."""
+    return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _opset(opset: int | None, dtype: torch.dtype | None, own: set[torch.dtype]) -> int:
@@ -137,110 +157,124 @@ def _opset(opset: int | None, dtype: torch.dtype | None, own: set[torch.dtype]) 
     return opset
 
 
-def _in_standard_operators(captured: Captured, dtype: torch.dtype | None, *, simplify: bool) -> fx.GraphModule:
-    """The captured graph in ATen operators, simplified or not, in ``dtype``, with its constants computed."""
-    graph_module = rewrite(captured.graph_module, SIMPLIFICATIONS if simplify else ()).graph_module
-    if dtype is not None:
-        precision.cast(graph_module, dtype)
-    _fold_constants(graph_module)
-    return graph_module.eval()
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Captured, list[Any], list[Any]]:
+    """The model's graph, the example's tensors, and those that it is traced with again.
+
+    The latter have two rows where the example has a batch of one or none: models choose their way by such sizes.
+    """
+    wide = _two_rows(args, kwargs)
+    captured = _capture(model, args, kwargs, wide)
+    if captured.state:
+        raise RuntimeError(f"to_onnx: model keeps {captured.state[0]!r} for its next call: {NO_STATE}")
+    flat = flatten_inputs(captured, args, kwargs)
+    traced = flatten_inputs(captured, *wide) if wide is not None else flat
+    if not check.fits(captured, traced):
+        traced = flat
+    empty = any(tensor.dim() and not tensor.shape[0] for tensor in flat)
+    return captured, traced if empty else flat, traced
 
 
-def _fold_constants(graph_module: fx.GraphModule) -> None:
-    """What depends on parameters alone (a folded batch-norm, a cast) becomes a buffer of the module, in place."""
-    graph = graph_module.graph
-    constants = constant_nodes(graph)
-    values: dict[fx.Node, Any] = {}
-    for node in [node for node in graph.nodes if node in constants]:
-        if node.op == "get_attr":
-            values[node] = operator.attrgetter(str(node.target))(graph_module)
-            continue
-        assert callable(node.target)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-        with torch.no_grad():
-            values[node] = node.target(*args, **kwargs)
-        if any(user not in constants for user in node.users):
-            graph_module.register_buffer(f"folded_{node.name}", values[node])
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.get_attr(f"folded_{node.name}"), lambda user: user not in constants)
-    graph.eliminate_dead_code()
-    graph_module.recompile()
+def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: Any) -> Captured:
+    """The graph of the widened call if it takes the example too, else that of the example; a loaded module's own."""
+    if isinstance(model, fastgraph.OptimizedModule):
+        graphs = [specialization.captured for specialization in model.specializations]
+        fitting = (one for one in graphs if check.fits(one, flatten_inputs(one, args, kwargs)))
+        return next(fitting, model.captured)
+    if wide is not None:
+        with suppress(RuntimeError):
+            captured = capture(model, *wide)
+            flat = flatten_inputs(captured, args, kwargs)
+            if check.fits(captured, flat) or any(tensor.shape[0] == 0 for tensor in flat):
+                return captured
+    return capture(model, args, kwargs)
 
 
-def _program(graph_module: fx.GraphModule, flat: list[Tensor], opset: int, model: nn.Module) -> torch.onnx.ONNXProgram:
+def _two_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The call with two rows in every tensor; None where the tensors have no first size in common, or a larger one."""
+    flat, spec = pytree.tree_flatten((args, kwargs))
+    firsts = {tensor.shape[0] if tensor.dim() else None for tensor in _tensors(flat)}
+    if firsts in ({0}, {1}):
+        return pytree.tree_unflatten(check.rows(flat, 2), spec)
+    return None
+
+
+def _traced(graph_module: fx.GraphModule, tensors: list[Tensor]) -> torch.export.ExportedProgram:
+    """The graph as torch.onnx takes it, with every size free that it leaves free."""
+    shapes = tuple(dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for tensor in tensors)
+    try:
+        with free_ones():
+            return torch.export.export(graph_module, tuple(tensors), dynamic_shapes=shapes, strict=False)
+    except Exception:  # it broadcasts along a size of 1, which then is fixed
+        return torch.export.export(graph_module, tuple(tensors), dynamic_shapes=shapes, strict=False)
+
+
+def _program(graph_module: fx.GraphModule, tensors: list[Tensor], opset: int, name: str) -> torch.onnx.ONNXProgram:
     """torch.onnx's translation; RuntimeError, naming the operator, where it has none."""
-    program = torch_export(graph_module, tuple(flat))
-    with _quiet():
+    settings: dict[str, Any] = {"opset_version": opset, "custom_translation_table": translations()}
+    try:
+        program = _traced(graph_module, tensors)
         try:
-            made = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
-        except torch.onnx.OnnxExporterError as error:
-            raise RuntimeError(f"to_onnx: torch.onnx cannot export {type(model).__name__}: {_cause(error)}") from error
+            made = torch.onnx.export(program, dynamo=True, verbose=False, **settings)
+        except PassError:  # its optimizer fails on some graphs that are right (a chunk of sizes not known)
+            made = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False, **settings)
+    except Exception as error:  # not only its own: what the translations and the optimizer raise comes through
+        raise RuntimeError(f"to_onnx: torch.onnx cannot export {name}: {_cause(error)}") from error
     assert made is not None  # torch.onnx.export returns None only without dynamo
+    drop_state(made)
     return made
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing is said about the exporter's own use of torch, nor by its logger, which repeats its errors."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Nothing is said by torch.export, torch.onnx and onnxscript, which log and print the errors that they raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)
 
 
 def _cause(error: BaseException) -> str:
-    """The first cause of an exporter's error, which wraps it in instructions for a report."""
+    """The operator, where one is named, and the first cause of an exporter's error, wrapped in advice on reports."""
+    texts = [str(error)]
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        texts.append(str(error))
+    operators = [found.group(1) for text in texts if (found := re.search(r"target=(?:torch\.ops\.)?([\w.]+)\]", text))]
+    reason = " ".join((texts[-1].strip().splitlines() or ["no message"])[0].split())
+    return f"{operators[-1] + ': ' if operators else ''}{type(error).__name__}: {reason}"
 
 
-def _finish(model: Any, name: str, preprocessing: str | None, labels: Sequence[str] | None) -> None:
+def _places(captured: Captured) -> dict[str, str]:
+    """Which argument every input of the file is, and which part of the result every output, where it has parts."""
+    names = [str(node.target) for node in captured.placeholders]
+    values = captured.graph.output_node().args[0]
+    result = pytree.tree_unflatten(list(range(len(values))), captured.out_spec)  # type: ignore[arg-type]
+    places, _ = pytree.tree_flatten_with_path(result)
+    kept = [pytree.keystr(path) for path, index in places if values[index] is not None]  # type: ignore[index]
+    return {"inputs": json.dumps(names)} | ({"outputs": json.dumps(kept)} if any(kept) else {})
+
+
+def _finish(model: Any, name: str, about: Mapping[str, str | None]) -> None:
     """Names inputs, outputs and axes, and says what the file is."""
-    _rename("input", model.graph.inputs)
-    _rename("output", model.graph.outputs)
-    _rename_axes(model)
+    rename_values("input", model.graph.inputs)
+    rename_values("output", model.graph.outputs)
+    rename_axes(model)
+    name_lengths(model)
     for node in model.graph.all_nodes():
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # file paths of this machine
     model.producer_name, model.producer_version = "fastgraph", fastgraph.__version__
     model.graph.name = name
-    about = {"name": name, "torch": torch.__version__, "preprocessing": preprocessing}
-    model.metadata_props.update({key: value for key, value in about.items() if value is not None})
-    if labels is not None:
-        model.metadata_props["labels"] = json.dumps(list(labels))
+    metadata = {"name": name, "torch": torch.__version__, **about}
+    model.metadata_props.update({key: value for key, value in metadata.items() if value is not None})
 
 
-def _rename(stem: str, values: Sequence) -> None:
-    """Names graph inputs or outputs ``stem``, or ``stem_0``, ``stem_1``, .. when there are several."""
-    for index, value in enumerate(values):
-        value.name = stem if len(values) == 1 else f"{stem}_{index}"
-
-
-def _rename_axes(model: Any) -> None:
-    """Gives the free sizes names (``batch``) for torch's own (``s77``), in every shape of the graph."""
-    import onnx_ir
-
-    def free_sizes(value: Any) -> list[tuple[int, str]]:
-        sizes = enumerate(value.shape or ())
-        return [(axis, str(n.value)) for axis, n in sizes if isinstance(n, onnx_ir.SymbolicDim) and n.value is not None]
-
-    names: dict[str, str] = {}
-    for value in model.graph.inputs:
-        for axis, size in free_sizes(value):
-            if size.isidentifier() and size not in names:
-                names[size] = _axis_name(value, axis, names)
-    for value in [*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)]:
-        for axis, size in free_sizes(value):  # among them "3": free when torch.export began, fixed by an operator
-            renamed = re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found.group(), found.group()), size)
-            value.shape[axis] = int(size) if size.isdecimal() else renamed
-
-
-def _axis_name(value: Any, axis: int, names: dict[str, str]) -> str:
-    """``batch``, ``height``, .. or, where that is taken, with the input's name."""
-    usual = "batch" if axis == 0 else _AXES.get(len(value.shape), {}).get(axis, f"{value.name}_axis_{axis}")
-    return usual if usual not in names.values() else f"{value.name}_{usual}"
+def _serialized(program: torch.onnx.ONNXProgram) -> bytes:
+    """The file's contents; RuntimeError where they are more than one file may have."""
+    try:
+        return bytes(program.model_proto.SerializeToString())
+    except Exception as error:
+        raise RuntimeError(f"to_onnx: the model does not fit in one ONNX file, 2 GB: {error}") from error

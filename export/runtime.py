@@ -9,11 +9,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnxruntime
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as C
 from torch import Tensor
+
+from fastgraph.extras import require
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -38,13 +42,26 @@ def session(
         ValueError: ``provider`` is neither of the two, ``threads`` is less than 1, or ``spinning`` another word.
         RuntimeError: onnxruntime cannot run on ``provider``, with the reason it gave, where it would have used another
             one.
+        ModuleNotFoundError: onnxruntime is not installed.
     """
+    made, said = open_session(model, provider, threads, spinning=spinning)
+    sys.stderr.write(said)
+    return made
+
+
+def open_session(
+    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None, *, spinning: bool | str = False
+) -> tuple[onnxruntime.InferenceSession, str]:
+    """``session``, and what onnxruntime wrote to standard error, which is not passed on."""
     if provider not in PROVIDERS:
         raise ValueError(f"session: provider must be one of {', '.join(PROVIDERS)}; got {provider!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"session: threads must be at least 1; got {threads}")
     if spinning not in (False, True, "run"):
         raise ValueError(f"session: spinning must be False, True or 'run'; got {spinning!r}")
+    require("onnxruntime", by="export.session")
+    import onnxruntime
+
     name, offered = PROVIDERS[provider], onnxruntime.get_available_providers()
     if name not in offered:
         raise RuntimeError(_cannot_run(provider, f"this build of onnxruntime has only {', '.join(offered)}"))
@@ -60,12 +77,13 @@ def session(
         made = onnxruntime.InferenceSession(model, options, providers=[chosen])
     if made.get_providers()[0] != name:
         raise RuntimeError(_cannot_run(provider, _reason(said[0])))
-    sys.stderr.write(said[0])
-    return made
+    return made, said[0]
 
 
 def _cuda_options() -> dict[str, str]:
     """Where torch would compute, and how exactly; CUDA's libraries are loaded from where torch has them."""
+    import onnxruntime
+
     onnxruntime.preload_dlls()
     device = torch.cuda.current_device() if torch.cuda.is_available() else 0
     return {"device_id": str(device), "use_tf32": "0" if torch.get_float32_matmul_precision() == "highest" else "1"}
@@ -146,6 +164,9 @@ class Binding:
 
 def _ort_value(tensor: Tensor) -> onnxruntime.OrtValue:
     """The same memory. onnxruntime 1.31 knows truth values in DLPack as bytes only."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as C
+
     if tensor.dtype is not torch.bool:
         return onnxruntime.OrtValue.from_dlpack(tensor)
     return onnxruntime.OrtValue(C.OrtValue.from_dlpack(tensor.view(torch.uint8).__dlpack__(), True))

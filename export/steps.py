@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import graphviz
 import torch
-import torchviz
 from torch import Tensor
 
 from fastgraph import data
+from fastgraph.extras import require
 from fastgraph.models import DeepLearningModel, Net
+
+if TYPE_CHECKING:
+    import graphviz
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ def photograph(path: str | Path | None = None) -> Tensor:
             channel, shades of grey, a palette.
     """
     if path is not None:
+        require("PIL", by="--image")
         from PIL import Image, UnidentifiedImageError
 
         try:
@@ -87,6 +91,9 @@ def deep_steps() -> list[Step]:
 
 
 def _graph(value: Tensor, model: torch.nn.Module) -> graphviz.Digraph:
+    require("torchviz", "graphviz", by="--steps")
+    import torchviz
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="distutils Version classes")  # torchviz's own
         return torchviz.make_dot(value, params=dict(model.named_parameters()))

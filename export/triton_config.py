@@ -10,6 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fastgraph.extras import require
+
+require("google.protobuf", by="python -m export")
+
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from fastgraph.export.runtime import session

@@ -1,36 +1,158 @@
-"""`torch.compile(model, backend="fastgraph")`: found by torch through the entry point in pyproject.toml."""
+"""`torch.compile(model, backend="fastgraph")`: found by torch through the entry point in pyproject.toml.
 
-import warnings
+The backend runs the graph that torch.compile captured, with fused ops in the place of what they stand for, their
+weights packed as long as they do not change. Where gradients are wanted, or somebody watches the operators (autocast,
+modes, transforms), the captured graph runs as it is, which is eager.
+"""
+
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from fastgraph.rewrite import Rewritten, rewrite
+from fastgraph.direct import DOORS, through_door
+from fastgraph.gradients import compiled
+from fastgraph.kernels.door import is_quiet
+from fastgraph.kernels.weights import Snapshot, has_version
+from fastgraph.torch_fusions import Fusion, Fusions, evaluate, find, program
+
+_MISSES = 4  # times in a row that weights were packed for one call, before they have to be seen twice
 
 
-def fastgraph_backend(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """Rewrites the graph that torch.compile captured and runs it as it is.
+def fastgraph_backend(
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Fuses what it can in the graph that torch.compile captured.
 
-    Weights are inputs here, so they are always the module's own and gradients flow; batch-norm is not folded.
+    mode, options: those of torch.compile. They tell Inductor what to do; here they are taken and have no effect.
+    ValueError where Inductor does not know them.
     """
-    return to_aten(graph_module, example_inputs).graph_module.forward
+    check_options(mode, options)
+    if torch._C._is_any_autocast_enabled():
+        return graph_module.forward  # it decides operator by operator, and knows eager's
+    fusions = find(graph_module.graph)
+    return CompiledGraph(graph_module, fusions) if fusions.found else graph_module.forward
 
 
-def to_aten(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Rewritten:
-    """The graph of ATen operators behind torch.compile's graph, rewritten."""
-    inputs = [
-        _fake(node, value)
-        for node, value in zip(graph_module.graph.find_nodes(op="placeholder"), example_inputs, strict=True)
-    ]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pre_dispatch.*")
-        traced = make_fx(graph_module, tracing_mode="real", pre_dispatch=True, _allow_non_fake_inputs=True)(*inputs)
-    return rewrite(traced)
+def check_options(mode: str | None, options: dict[str, Any] | None) -> None:
+    """ValueError, naming the first that torch.compile's own backend does not know either."""
+    if mode is not None and mode not in (known := torch._inductor.list_mode_options()):
+        raise ValueError(f"mode: needs one of {', '.join(known)}, got {mode!r}")
+    known_options = set(torch._inductor.list_options()) if options else set()
+    for name in options or ():
+        if name.replace("-", "_") not in known_options:
+            raise ValueError(f"options: needs options of torch.compile's default backend, got {name!r}")
 
 
-def _fake(node: fx.Node, value: Any) -> Any:
-    """The fake value that torch.compile traced with, which has the free sizes."""
-    return node.meta.get("example_value", value)
+class CompiledGraph:
+    """A graph of torch.compile with its fused ops."""
+
+    def __init__(self, graph_module: fx.GraphModule, fusions: Fusions) -> None:
+        self._as_it_is = graph_module.forward
+        self._all = _Program(graph_module, fusions.found, fusions)
+        without = [fusion for fusion in fusions.found if fusion.grads is False]
+        self._without_gradients = _Program(graph_module, without, fusions) if without else None
+        self._weights = _indices(graph_module.graph, [f for f in fusions.found if f.grads is not False])
+        self._turns_gradients_on = any(fusion.grads for fusion in fusions.found)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """What the captured graph returns for its inputs, among which are the weights."""
+        if not is_quiet():
+            return self._as_it_is(*inputs)
+        program: _Program | None = self._all
+        if self._turns_gradients_on or torch.is_grad_enabled():
+            if any(inputs[i].requires_grad for i in self._weights):
+                program = self._without_gradients
+        run = None if program is None else program.ready(inputs)
+        return self._as_it_is(*inputs) if run is None else run(*inputs)
+
+
+def _indices(graph: fx.Graph, fusions: Sequence[Fusion]) -> list[int]:
+    """Which of the graph's inputs are weights of these fused ops."""
+    weights = {node for fusion in fusions for node in fusion.weights.values()}
+    return [i for i, node in enumerate(graph.find_nodes(op="placeholder")) if node in weights]
+
+
+class _Program:
+    """A graph in which some fused ops have packed weights."""
+
+    def __init__(self, graph_module: fx.GraphModule, fusions: Sequence[Fusion], found: Fusions) -> None:
+        graph = graph_module.graph
+        inputs = list(graph.find_nodes(op="placeholder"))
+        self._fusions = fusions
+        self._indices = _indices(graph, fusions)
+        self._names = [inputs[i] for i in self._indices]
+        self._written = [i for i, node in enumerate(inputs) if node in found.written]
+        self._forward = compiled(program(graph, fusions, found.pure))
+        self._nested = {name: getattr(graph_module, name) for name in _attributes(graph)}
+        self._lock = threading.Lock()
+        self._state: _State | None = None
+        self._misses = 0
+        self._last_seen: Snapshot | None = None
+
+    def ready(self, inputs: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """The program for the weights among the inputs; None where packing them is impossible, or not worth while."""
+        weights = [inputs[i] for i in self._indices]
+        state = self._state
+        if state is not None and state.snapshot.matches(weights):
+            self._misses = 0
+        else:
+            state = self._renewed(weights)
+        if state is None or (self._written and any(_storage(inputs[i]) in state.storages for i in self._written)):
+            return None
+        return state.run
+
+    def _renewed(self, weights: list[torch.Tensor]) -> "_State | None":
+        if not all(has_version(weight) for weight in weights):
+            return None
+        snapshot = Snapshot(weights)
+        with self._lock:
+            again = self._last_seen is not None and self._last_seen.matches(weights)
+            self._last_seen = snapshot
+            if self._misses >= _MISSES and not again:
+                return None  # they change in every call
+            self._misses += 1
+            self._state = self._bound(weights, snapshot)
+            return self._state
+
+    def _bound(self, weights: list[torch.Tensor], snapshot: Snapshot) -> "_State":
+        values = dict(self._nested)
+        by_node = dict(zip(self._names, weights, strict=True))
+        with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
+            for i, fusion in enumerate(self._fusions):
+                named = {name: by_node[node] for name, node in fusion.weights.items()}
+                op = DOORS[fusion.target](*evaluate(fusion.arguments, named))
+                if not op.kernels and weights[0].is_cpu:
+                    return _State(snapshot, None, set())
+                values[f"fused_{i}"] = through_door(op)
+        run = partial(self._forward, SimpleNamespace(**values))
+        return _State(snapshot, run, {_storage(weight) for weight in weights})
+
+
+@dataclass
+class _State:
+    """What holds for weights as `snapshot` saw them."""
+
+    snapshot: Snapshot
+    run: Callable[..., Any] | None  # the program; None where an op has no kernel for these weights
+    storages: set[int | None]  # addresses of their memory
+
+
+def _storage(value: Any) -> int | None:
+    is_strided = isinstance(value, torch.Tensor) and value.layout is torch.strided
+    return value.untyped_storage().data_ptr() if is_strided else None
+
+
+def _attributes(graph: fx.Graph) -> set[str]:
+    """Attributes of its module that a graph reads: nested graphs, and modules that dynamo did not enter."""
+    nodes = [node for op in ("get_attr", "call_module") for node in graph.find_nodes(op=op)]
+    return {str(node.target).partition(".")[0] for node in nodes}

@@ -1,29 +1,33 @@
 """What a captured graph relies on about its inputs' sizes, as expressions that can be read, checked and saved.
 
-An expression names sizes as `x.shape[1]`, x being a placeholder of the graph: "x.shape[1] == 784".
+An expression names sizes as `x.shape[1]`, x being a placeholder of the graph: "x.shape[1] == 784". It means what Python
+makes of it.
 """
 
 import ast
-import operator
-import re
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
+from sympy.printing.precedence import PRECEDENCE  # type: ignore[import-untyped]
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.printers import PythonPrinter
 
+_MATH = (
+    *("floor", "ceil", "trunc", "sqrt", "exp", "log", "log2"),
+    *("cos", "cosh", "sin", "sinh", "tan", "tanh", "asin", "asinh", "acos", "atan"),
+)
+_DENSE = "IsNonOverlappingAndDenseIndicator"
 _FUNCTIONS: dict[str, Any] = {
-    **{name: function for name, function in SYMPY_INTERP.items() if name.isidentifier()},
-    "Eq": operator.eq,
-    "Ne": operator.ne,
-    "Mod": operator.mod,
-    "PythonMod": operator.mod,
-    "FloorDiv": operator.floordiv,
-    "CleanDiv": operator.floordiv,
-    "Max": max,
-    "Min": min,
+    **{function.__name__: function for function in (abs, bool, float, int, max, min, round, Fraction)},
+    **{name: getattr(math, name) for name in _MATH},
+    _DENSE: SYMPY_INTERP[_DENSE],
 }
 _SYNTAX = (
     ast.Expression,
@@ -31,6 +35,7 @@ _SYNTAX = (
     ast.BinOp,
     ast.UnaryOp,
     ast.Compare,
+    ast.IfExp,
     ast.Call,
     ast.Constant,
     ast.Name,
@@ -42,34 +47,173 @@ _SYNTAX = (
     ast.unaryop,
     ast.cmpop,
 )
+# torch's name of a function of sizes -> the function here
+_CALLS = {
+    **{f"OpaqueUnaryFn_{name}": name for name in _MATH},
+    "CeilToInt": "ceil",
+    "FloorToInt": "floor",
+    "RoundToInt": "round",
+    "TruncToInt": "trunc",
+    "ToFloat": "float",
+    "ceiling": "ceil",
+    "floor": "floor",
+    "RoundDecimal": "round",
+    "Abs": "abs",
+    "Max": "max",
+    "Min": "min",
+    _DENSE: _DENSE,
+}
+
+
+class Inexpressible(Exception):
+    """An expression that has no form here, or with a symbol that is no size of an input."""
+
+
+class _Printer(PythonPrinter):
+    """A sympy expression over sizes as Python, without modules: floor(float(x.shape[1]) * 0.5)."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def _print_Symbol(self, expr: sympy.Symbol) -> str:
+        if expr.name not in self._names:
+            raise Inexpressible(expr.name)
+        return self._names[expr.name]
+
+    def _print_Function(self, expr: sympy.Function) -> str:
+        name = type(expr).__name__
+        if name not in _CALLS:
+            raise Inexpressible(name)
+        return f"{_CALLS[name]}({', '.join(map(self._print, expr.args))})"
+
+    # The printer that this one extends has these as calls into math and torch.
+    for _name in _CALLS:
+        locals()[f"_print_{_name}"] = _print_Function
+
+    def _print_TruncToFloat(self, expr: sympy.Function) -> str:
+        return f"float(trunc({self._print(expr.args[0])}))"
+
+    def _print_Float(self, expr: sympy.Float) -> str:
+        return repr(float(expr))
+
+    def _print_Rational(self, expr: sympy.Rational) -> str:
+        return f"Fraction({expr.p}, {expr.q})"  # exact, however large the sizes are
+
+    _print_Half = _print_Rational
+
+    def _print_Add(self, expr: sympy.Add, order: str | None = None) -> str:
+        terms = list(expr.args)
+        if terms[0].is_Number:
+            terms.append(terms.pop(0))
+        text = self.parenthesize(terms[0], PRECEDENCE["Add"])
+        for term in terms[1:]:
+            sign, term = (" - ", -term) if term.as_coeff_Mul()[0].is_negative else (" + ", term)
+            text += sign + self.parenthesize(term, PRECEDENCE["Add"])
+        return text
+
+    def _print_Mul(self, expr: sympy.Mul) -> str:
+        factors = [self.parenthesize(factor, PRECEDENCE["Mul"]) for factor in expr.args]
+        if isinstance(expr.args[0], sympy.Rational):  # one integer or fraction, which stands first
+            factors[0] = self._print(expr.args[0])
+        return "*".join(factors) if factors[0] != "-1" else "-" + "*".join(factors[1:])
+
+    def _print_Relational(self, expr: sympy.Rel) -> str:
+        return self.stringify(expr.args, f" {expr.rel_op} ", PRECEDENCE["Relational"])
+
+    def _print_Pow(self, expr: sympy.Pow) -> str:
+        base, exponent = expr.args
+        if not isinstance(exponent, sympy.Integer):
+            raise Inexpressible(str(expr))
+        if exponent < 0:
+            return f"Fraction(1, {self._print(sympy.Pow(base, -exponent))})"
+        return f"{self.parenthesize(base, PRECEDENCE['Atom'] - 0.5)} ** {exponent}"
+
+    def _print_FloatTrueDiv(self, expr: sympy.Function) -> str:
+        # Python's division of two integers rounds once; this one makes them floats before.
+        base, divisor = (
+            f"float({self._print(arg)})" if arg.is_integer else self.parenthesize(arg, PRECEDENCE["Atom"] - 0.5)
+            for arg in expr.args
+        )
+        return f"{base} / {divisor}"
+
+    def _print_IntTrueDiv(self, expr: sympy.Function) -> str:
+        return self.stringify(expr.args, " / ", PRECEDENCE["Atom"] - 0.5)
+
+    def _print_Not(self, expr: sympy.Not) -> str:
+        return f"(not ({self._print(expr.args[0])}))"
+
+    def _print_Xor(self, expr: sympy.Xor) -> str:
+        first, *others = (f"bool({self._print(arg)})" for arg in expr.args)
+        return functools.reduce(lambda text, other: f"({text} != {other})", others, first)
+
+    def _print_Piecewise(self, expr: sympy.Piecewise) -> str:
+        *cases, (last, condition) = expr.args
+        if condition != True:  # noqa: E712
+            raise Inexpressible(str(expr))  # without a value where none of its conditions holds
+        text = self._print(last)
+        for value, condition in reversed(cases):
+            text = self._choice(condition, self._print(value), text)
+        return text
+
+    def _print_Where(self, expr: sympy.Function) -> str:
+        condition, first, second = expr.args
+        return self._choice(condition, self._print(first), self._print(second))
+
+    _print_ITE = _print_Where
+
+    def _choice(self, condition: sympy.Basic, first: str, second: str) -> str:
+        return f"({first} if {self._print(condition)} else {second})"
+
+    def _refuse(self, expr: sympy.Basic) -> str:
+        raise Inexpressible(str(expr))
+
+    emptyPrinter = _refuse
+    _print_Infinity = _print_NegativeInfinity = _print_NaN = _print_ComplexInfinity = _refuse
+    _print_IntInfinity = _print_NegativeIntInfinity = _refuse
 
 
 def conditions(placeholders: Sequence[fx.Node]) -> list[str]:
-    """The expressions that torch.export's capture relied on, by the placeholders' recorded sizes and guards."""
+    """The expressions that torch.export's capture relied on, by the placeholders' recorded sizes and guards.
+
+    What has no form here is left to the graph where it is about values that only the call brings (the graph asserts
+    them itself); where it is about sizes of inputs alone, these are those of the example.
+    """
     found: list[str] = []
     names: dict[str, str] = {}  # symbol -> the first size that has it
-    shape_env = None
-    for node in placeholders:
-        tensor = node.meta.get("val")
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        for axis, size in enumerate(tensor.shape):
-            name = f"{node.name}.shape[{axis}]"
-            fixed = size if isinstance(size, int) else size.node.maybe_as_int()
-            if fixed is not None:
-                found.append(f"{name} == {fixed}")
-                continue
-            shape_env, expression = size.node.shape_env, size.node.expr
-            if expression.is_symbol and str(expression) not in names:
-                names[str(expression)] = name
-                found += _bounds(name, shape_env.var_to_range[expression])
-            elif translated := _translate(str(expression), names):
-                found.append(f"{name} == {translated}")
-    if shape_env is not None:
-        found += [
-            t for g in shape_env.guards if (t := _translate(str(shape_env.replace(g.expr)), names)) and t != "True"
-        ]
+    sizes = [(f"{node.target}.shape[{axis}]", size) for node in placeholders for axis, size in enumerate(_shape(node))]
+    free = [(name, size.node) for name, size in sizes if _fixed(size) is None]
+    for name, node in free:
+        if node.expr.is_symbol and str(node.expr) not in names:
+            names[str(node.expr)] = name
+            found += _bounds(name, node.shape_env.var_to_range[node.expr])
+    for name, size in sizes:
+        if names.get(str(size.node.expr) if _fixed(size) is None else "") != name:
+            found.append(f"{name} == {_value(size, names)}")
+    if free:
+        env = free[0][1].shape_env
+        for guard in env.guards:
+            found += _guard(env.replace(guard.expr), names, free)
     return list(dict.fromkeys(found))
+
+
+def _value(size: Any, names: dict[str, str]) -> str:
+    """What the graph takes the size for: a number, or an expression of others."""
+    if _fixed(size) is not None:
+        return str(_fixed(size))
+    try:
+        return express(size.node.expr, names)
+    except Inexpressible:
+        return str(size.node.hint)
+
+
+def _shape(node: fx.Node) -> Sequence[Any]:
+    tensor = node.meta.get("val")
+    return tensor.shape if isinstance(tensor, torch.Tensor) else ()
+
+
+def _fixed(size: Any) -> int | None:
+    return size if isinstance(size, int) else size.node.maybe_as_int()
 
 
 def _bounds(name: str, bounds: Any) -> Iterator[str]:
@@ -79,35 +223,77 @@ def _bounds(name: str, bounds: Any) -> Iterator[str]:
         yield f"{name} <= {int(bounds.upper)}"
 
 
-def _translate(expression: str, names: dict[str, str]) -> str | None:
-    """Symbols to sizes; None where one is no size of an input (the graph then asserts for itself)."""
-    symbols = set(re.findall(r"\b[su]\d+\b", expression))
-    if not symbols <= names.keys():
-        return None
-    return re.sub(r"\b[su]\d+\b", lambda m: names[m.group()], expression)
+def _guard(expression: sympy.Basic, names: dict[str, str], free: Sequence[tuple[str, Any]]) -> Iterator[str]:
+    """A guard as a condition, or the sizes of the example for those that it is about."""
+    if expression == True:  # noqa: E712
+        return
+    try:
+        yield express(expression, names)
+    except Inexpressible:
+        symbols = {str(symbol) for symbol in expression.free_symbols}
+        for name, node in free:
+            if symbols <= names.keys() and symbols & {str(s) for s in node.expr.free_symbols}:
+                yield f"{name} == {node.hint}"
+
+
+def express(expression: sympy.Basic, names: dict[str, str]) -> str:
+    """The expression in Python, symbols by their names; `Inexpressible` where there is none."""
+    text = _Printer(names).doprint(expression)
+    try:
+        compile_condition(text)
+    except ValueError as error:
+        raise Inexpressible(text) from error
+    return text
 
 
 def compile_condition(expression: str) -> Callable[[dict[str, Any]], bool]:
-    """A function of {placeholder: tensor}. Only arithmetic on sizes is allowed, so that a file's text can be trusted:
-    ValueError for anything else."""
+    """A function of {placeholder: tensor}: whether the condition holds; one without a value (1 % 0) does not.
+
+    Only arithmetic on sizes is allowed, so that a file's text can be trusted: ValueError for anything else.
+    """
     try:
         tree = ast.parse(expression, mode="eval")
     except SyntaxError as error:
         raise ValueError(f"condition: {expression!r} is not an expression") from error
-    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    functions, owners = set(), set()  # the names that are called, and those that sizes belong to
     for node in ast.walk(tree):
-        allowed = isinstance(node, _SYNTAX)
-        if isinstance(node, ast.Attribute):
-            allowed = node.attr == "shape" and isinstance(node.value, ast.Name)
-        elif isinstance(node, ast.Subscript):
-            allowed = isinstance(node.value, ast.Attribute)
-        elif isinstance(node, ast.Call):
-            allowed = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and not node.keywords
-        elif isinstance(node, ast.Constant):
-            allowed = isinstance(node.value, int | float | bool)
-        elif isinstance(node, ast.Name):
-            allowed = id(node) in called or node.id not in _FUNCTIONS
-        if not allowed:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            functions.add(node.func)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owners.add(node.value)
+    for node in ast.walk(tree):
+        if not _is_allowed(node, functions, owners):
             raise ValueError(f"condition: {expression!r} is more than arithmetic on sizes")
+    for name in functions:
+        name.id = _global(name.id)
     code = compile(tree, "<condition>", "eval")
-    return lambda tensors: bool(eval(code, {"__builtins__": {}, **_FUNCTIONS}, tensors))
+
+    def holds(tensors: dict[str, Any]) -> bool:
+        try:
+            return bool(eval(code, {"__builtins__": {}, **_GLOBALS}, tensors))
+        except (ArithmeticError, ValueError):
+            return False
+
+    return holds
+
+
+def _is_allowed(node: ast.AST, functions: set[ast.Name], owners: set[ast.Name]) -> bool:
+    if isinstance(node, ast.Attribute):
+        return node.attr == "shape" and isinstance(node.value, ast.Name)
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.value, ast.Attribute)
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and not node.keywords
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, int | float | bool)
+    if isinstance(node, ast.Name):
+        return node in owners or (node in functions and node.id in _FUNCTIONS)
+    return isinstance(node, _SYNTAX)
+
+
+def _global(function: str) -> str:
+    """A name that no placeholder has: an input may be called `floor`."""
+    return f"{function}()"
+
+
+_GLOBALS = {_global(name): function for name, function in _FUNCTIONS.items()}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from fastgraph.extras import require
 
 Split = Literal["held_out", "train", "all"]
 
@@ -55,13 +56,17 @@ def photograph(path: str | Path | None = None) -> Tensor:
     Raises:
         FileNotFoundError: there is no file at ``path``.
         ValueError: the file at ``path`` cannot be read as an image.
-        ModuleNotFoundError: no ``path`` is given and scikit-learn, which ships the photograph, is not installed.
+        ModuleNotFoundError: Pillow or torchvision is not installed; or no ``path`` is given, and scikit-learn, which
+            ships the photograph, is not.
     """
+    require("PIL", "torchvision", *(() if path is not None else ("sklearn",)), by="fastgraph.data.photograph")
     from PIL import Image
     from torchvision import transforms
 
     if path is None:
-        image = Image.fromarray(_scikit_learn_datasets().load_sample_image("china.jpg"))
+        from sklearn import datasets
+
+        image = Image.fromarray(datasets.load_sample_image("china.jpg"))
     else:
         try:
             with Image.open(path) as file:
@@ -79,7 +84,10 @@ def photograph(path: str | Path | None = None) -> Tensor:
 @cache
 def _all_digits() -> tuple[Tensor, Tensor]:
     """All scans ``[1797, 784]`` float32 and their classes ``[1797]`` int64; read once, so callers get copies."""
-    scans = _scikit_learn_datasets().load_digits()
+    require("sklearn", by="fastgraph.data.digits")
+    from sklearn import datasets
+
+    scans = datasets.load_digits()
     small = torch.tensor(scans.images, dtype=torch.float64).unsqueeze(1) / 16  # the scanner gave levels 0..16
     images = torch.nn.functional.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
     return images.flatten(1).clamp(0, 1).float(), torch.tensor(scans.target, dtype=torch.int64)
@@ -95,15 +103,3 @@ def _held_out(labels: Tensor) -> Tensor:
         places = (labels == label).nonzero().squeeze(1)
         held_out[places[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]] = True
     return held_out
-
-
-def _scikit_learn_datasets() -> ModuleType:
-    """``sklearn.datasets``, or one sentence that says how to get it."""
-    try:
-        from sklearn import datasets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "fastgraph.data needs scikit-learn, which ships the digits and the photograph: "
-            "pip install 'fastgraph[test]'"
-        ) from error
-    return datasets

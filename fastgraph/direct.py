@@ -4,6 +4,7 @@ What depends on parameters alone (folded batch-norm, casts, packed weights) is c
 parameter has changed; see `kernels.weights.Snapshot` for what counts as a change.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,11 +17,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fastgraph.constants import constant_nodes
+from fastgraph.gradients import GradientProgram, compiled
 from fastgraph.kernels.conv_pool.op import Direct as ConvPool
 from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
 from fastgraph.kernels.door import open_door, open_gate
 from fastgraph.kernels.mlp.op import Direct as Mlp
-from fastgraph.kernels.weights import Snapshot
+from fastgraph.kernels.weights import Snapshot, has_version
 
 DOORS: dict[Any, Callable[..., Any]] = {
     torch.ops.fastgraph.mlp.default: Mlp,
@@ -57,24 +59,21 @@ class State:
 
     snapshot: Snapshot
     values: SimpleNamespace  # constants and doors under the names that the program uses
-    ops: dict[str, Any]  # what is behind these doors
+    computed: dict[fx.Node, torch.Tensor]  # constants that are no parameters
     # What the module is called through, if it can be: door(*inputs) is its result, or None for the general way.
     door: Callable[..., Any] | None = None
     admit: Callable[..., None] = lambda *inputs: None  # lets inputs like these through the door from now on
-
-    @cached_property
-    def values_with_gradients(self) -> SimpleNamespace:
-        """The values, with ops that gradients flow through."""
-        doors = {name: op.with_gradients(getattr(self.values, name)) for name, op in self.ops.items()}
-        return SimpleNamespace(**{**vars(self.values), **doors})
+    with_gradients: Callable[..., Any] | None = None  # the program with gradients, once it was wanted
 
 
 class Direct:
     """A rewritten graph as straight-line Python over ATen operators and direct doors.
 
-    `module` owns the parameters that the graph's get_attr nodes name. Call `run(*flat_inputs)` with gradients off; it
-    returns the tuple of flat outputs. `out_spec`: what the module makes of them, where its arguments are the graph's
-    inputs as they are; a state then has a door. `doors` False leaves the fused ops as they are, for a compiler.
+    `module` owns the parameters that the graph's get_attr nodes name. Call `run(state, *flat_inputs)` with gradients
+    off, `run_with_gradients(*flat_inputs)` with gradients on; both return the tuple of flat outputs. `out_spec`: what
+    the module makes of them, where its arguments are the graph's inputs as they are; a state then has a door, open as
+    long as `structure` says that the module is what it was. `doors` False leaves the fused ops as they are, for a
+    compiler.
     """
 
     def __init__(
@@ -83,32 +82,57 @@ class Direct:
         graph: fx.Graph,
         *,
         out_spec: pytree.TreeSpec | None = None,
+        structure: Any = None,
         doors: bool = True,
     ) -> None:
-        self._constants = constant_nodes(graph)
-        self._graph = graph
         self._slots = {node: _slot(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
+        self._constants = self._without_unversioned(constant_nodes(graph))
+        self._graph = graph
+        self._structure = structure
         self._watched = [slot for node, slot in self._slots.items() if node in self._constants]
-        # Whether gradients flow through the program: not where something was computed from parameters beforehand.
-        self.is_differentiable = all(node.op == "get_attr" for node in self._constants)
         self._names: dict[fx.Node, str] = {}
         self._doors: dict[str, fx.Node] = {}
         self.program = self._program(doors)
         self._out_spec = out_spec
-        code = self.program.python_code("self")
-        namespace = dict(code.globals)
-        exec(code.src, namespace)
-        self._forward = namespace["forward"]
+        self._forward = compiled(self.program)
+        self._lock = threading.Lock()
+        self._state: State | None = None
 
     def tensors(self) -> list[torch.Tensor]:
         """The parameters and buffers that the state depends on, as they are now."""
         return [owner[name] for owner, name in self._watched]
 
+    def all_tensors(self) -> list[torch.Tensor]:
+        """Those, and the ones that the graph writes to."""
+        values = (owner[name] for owner, name in self._slots.values())
+        return [value for value in values if isinstance(value, torch.Tensor)]
+
+    def _without_unversioned(self, constants: set[fx.Node]) -> set[fx.Node]:
+        """Nothing is computed beforehand where a change could not be seen: parameters are read in each call."""
+        tensors = [owner[name] for node, (owner, name) in self._slots.items() if node in constants]
+        if all(has_version(t) for t in tensors):
+            return constants
+        return {node for node in constants if node.op == "get_attr"}
+
+    def follow(self, structure: Any) -> None:
+        """Forgets the state; `structure` guards the next one."""
+        with self._lock:
+            self._structure, self._state = structure, None
+
+    def fresh_state(self) -> State:
+        """Packed weights and other constants for the parameters as they are now."""
+        state = self._state
+        if state is None or not state.snapshot.matches(self.tensors()):
+            with self._lock:
+                self._state = state = self.state()
+        return state
+
     def state(self) -> State:
         """Computes the constants and packs the weights."""
-        snapshot = Snapshot(self.tensors())
+        tensors = self.tensors()
+        snapshot = Snapshot(tensors) if all(map(has_version, tensors)) else Snapshot([], tensors)
         values: dict[fx.Node, Any] = {node: owner[name] for node, (owner, name) in self._slots.items()}
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
             for node in self._graph.nodes:
                 if node in self._constants and node.op == "call_function":
                     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
@@ -118,7 +142,8 @@ class Direct:
             for name, node in self._doors.items():
                 ops[name] = DOORS[node.target](*fx.map_arg(node.args[1:], lambda n: values[n]))
         doors = {name: through_door(op) for name, op in ops.items()}
-        state = State(snapshot, SimpleNamespace(**named, **doors), ops)
+        computed = {node: value for node, value in values.items() if node.op == "call_function"}
+        state = State(snapshot, SimpleNamespace(**named, **doors), computed)
         if self._is_one_op():
             self._open_kernel(state, next(iter(ops.values())))
         elif self._out_spec is not None and self._returns_tensors():
@@ -127,13 +152,13 @@ class Direct:
 
     def _open_kernel(self, state: State, op: Any) -> None:
         """A door straight into the kernel of `op`, which is all of the program."""
-        door = open_door(op.kernels, self._watched, state.snapshot)
+        door = open_door(op.kernels, self._watched, state.snapshot, structure=self._structure)
         if door is not None:
             state.door, state.admit = door, partial(_admit, door, op)
 
     def _open_program(self, state: State, out_spec: pytree.TreeSpec) -> None:
         """A gate before the program: one look in native code at what `OptimizedModule` asks on the general way."""
-        gate = open_gate(self._watched, state.snapshot)
+        gate = open_gate(self._watched, state.snapshot, structure=self._structure)
         if gate is not None:
             run, values = self._forward, state.values
             result = itemgetter(0) if out_spec.is_leaf() else out_spec.unflatten  # the former 0.5 us less
@@ -144,9 +169,17 @@ class Direct:
         """The program on flattened inputs."""
         return self._forward(state.values, *inputs)
 
-    def run_with_gradients(self, state: State, *inputs: Any) -> tuple[Any, ...]:
-        """The same with gradients on, if `is_differentiable`."""
-        return self._forward(state.values_with_gradients, *inputs)
+    def run_with_gradients(self, *inputs: Any) -> tuple[Any, ...]:
+        """The same, with gradients for the inputs and the parameters."""
+        state = self.fresh_state()
+        if state.with_gradients is None:
+            state.with_gradients = self._gradients.bind(state.values, state.computed)
+        return state.with_gradients(*inputs)
+
+    @cached_property
+    def _gradients(self) -> GradientProgram:
+        doors = {node: name for name, node in self._doors.items()}
+        return GradientProgram(self._graph, self._constants, self._slots, doors)
 
     def computed(self) -> list[str]:
         """Names in `State.values` of what is computed from parameters and buffers, rather than one of them."""

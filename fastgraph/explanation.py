@@ -8,8 +8,6 @@ from io import StringIO
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import fx
 
 from fastgraph.aliases import is_mutation, nested_graphs
@@ -76,6 +74,9 @@ class Explanation:
         )
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table("node", "operator", "shape", "becomes", "kernel", "reason")
         for row in self.rows:
             table.add_row(row.node, row.operator, row.shape, row.becomes or "-", row.kernel, row.reason)

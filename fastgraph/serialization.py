@@ -1,16 +1,15 @@
 """`save` and `load`: an optimized module as one safetensors file. No pickle, no code.
 
-The file's tensors are the parameters, buffers and constants; its metadata hold the captured graph as JSON, the
-conditions on its inputs, and a SHA-256 over all of it. Loading rewrites the graph anew for the machine that it is on.
+The file's tensors are the parameters, buffers and constants; its metadata hold the captured graphs as JSON, the
+conditions on their inputs, and a SHA-256 over all of it. Loading rewrites the graphs anew for the machine it is on.
 """
 
+import dataclasses
 import hashlib
 import json
-import math
 import operator
 import os
 import struct
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,86 +18,109 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
-from torch.utils import _pytree as pytree
 
-from fastgraph.capture import Captured, free_ones
+from fastgraph import files
+from fastgraph.arguments import CONSTANTS, Parameter, Signature
+from fastgraph.capture import Captured, read_from
 from fastgraph.conditions import compile_condition
-from fastgraph.cuda import check_available
+from fastgraph.encoding import check_name, decode, decode_nodes, decode_tree, encode, encode_node, encode_tree
 from fastgraph.module import OptimizedModule
+from fastgraph.tensors import TensorTable, build_root
+from fastgraph.values import Rebuilder, Recorder
 
 FORMAT = "fastgraph"
-VERSION = 1
-_PYTHON: dict[str, Callable[..., Any]] = {
-    f"{module.__name__}.{name}": getattr(module, name)
-    for module, names in (
-        (operator, "add sub mul floordiv truediv mod pow neg eq ne lt le gt ge and_ or_ getitem"),
-        (math, "ceil floor trunc sqrt"),
-        (torch, "sym_max sym_min sym_int sym_float sym_not sym_ite"),
-    )
-    for name in names.split()
+VERSION = 2
+_NO_VALUE = {"plain": None}
+
+
+def _encode_signature(signature: Signature) -> Any:
+    """Names, kinds and those default values that a file can hold; one that it cannot only needs to be left out."""
+    if signature.parameters is None:
+        return None
+    return [[p.name, p.kind, p.has_default, *_default(p)] for p in signature.parameters]
+
+
+def _default(parameter: Parameter) -> list[Any]:
+    try:
+        return [encode(parameter.default)] if isinstance(parameter.default, CONSTANTS) else []
+    except TypeError:
+        return []
+
+
+def _decode_signature(encoded: Any) -> Signature:
+    if encoded is None:
+        return Signature(None)
+    parameters = []
+    for name, kind, has_default, *default in encoded:
+        value = decode(default[0]) if default else object()
+        parameters.append(Parameter(name, kind, value) if has_default else Parameter(name, kind))
+    return Signature(parameters)
+
+
+# How the fields of `Captured` are written and read; all others are plain data.
+_FIELDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "in_spec": (encode_tree, decode_tree),
+    "out_spec": (encode_tree, decode_tree),
+    "signature": (_encode_signature, _decode_signature),
 }
-_NAMES = {function: name for name, function in _PYTHON.items()}
-_TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format)
 
 
 def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
     """Writes an optimized module to `path`, replacing what is there only once the new file is whole.
 
     Errors: TypeError where `module` was not made by `optimize` or `load`; ValueError, naming the node, for a graph with
-    something that a file cannot hold (an operator that is Python code, a nested graph); OSError from the file system.
+    something that a file cannot hold (an operator that is Python code, a tensor that is no plain one); OSError from the
+    file system.
     """
     if not isinstance(module, OptimizedModule):
         raise TypeError(f"module: needs the result of fastgraph.optimize, got {type(module).__name__}")
-    captured = module.captured
-    tensors = _tensors(captured.graph_module)
-    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
-    program = {
-        "nodes": [_encode_node(node) for node in captured.graph.nodes],
-        "inputs": [_encode_input(node) for node in captured.placeholders],
-        "in_spec": pytree.treespec_dumps(captured.in_spec),
-        "out_spec": pytree.treespec_dumps(captured.out_spec),
-        "conditions": captured.conditions,
-        "tensors": {name: _encode_kind(captured.graph_module, name, first[id(t)], t) for name, t in tensors.items()},
-        "dtype": None if module.dtype is None else _encode(module.dtype),
-        "engine": module.engine,
+    table = TensorTable()
+    if module.captured.state:
+        what = ", ".join(module.captured.state)
+        raise ValueError(f"module: forward keeps {what} from call to call, which a file cannot hold")
+    module.capture_batches()
+    table.add_module(module)
+    programs = [_encode_captured(captured, table) for captured in module.captures()]
+    descriptions, contents = table.encode()
+    saved = {
+        "programs": programs,
+        "tensors": descriptions,
+        "dtype": encode(module.dtype),
+        "engine": module.asked_engine,
         "torch": torch.__version__,
     }
-    text = json.dumps(program)
-    # Clones, since safetensors takes neither strides nor shared memory.
-    plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in first.values()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "program": text, "sha256": _digest(text, plain)}
-    _write(Path(path), save_tensors(plain, metadata=metadata))
+    text = json.dumps(saved, allow_nan=False)
+    metadata = {"format": FORMAT, "version": str(VERSION), "program": text, "sha256": _digest(text, contents)}
+    files.write(Path(path), save_tensors(contents, metadata=metadata))
 
 
 def load(path: str | os.PathLike[str]) -> OptimizedModule:
     """Reads what `save` wrote.
 
     Errors: OSError where the file cannot be read; ValueError that says whether it is truncated, damaged, of another
-    version, or no fastgraph file at all.
+    version, or no fastgraph file at all, or what it needs that is not here.
     """
     data = Path(path).read_bytes()
     metadata = _metadata(data, path)
     if metadata["version"] != str(VERSION):
         raise ValueError(f"{path}: format version {metadata['version']}, this fastgraph reads version {VERSION}")
     try:
-        tensors = load_tensors(data)
+        contents = load_tensors(data)
     except Exception as error:
         raise ValueError(f"{path}: damaged: {error}") from error
     text = metadata.get("program", "")
-    if _digest(text, tensors) != metadata.get("sha256"):
+    if _digest(text, contents) != metadata.get("sha256"):
         raise ValueError(f"{path}: damaged: its contents do not have the checksum that they were written with")
-    program = json.loads(text)
-    graph_module = fx.GraphModule(_root(program["tensors"], tensors), _graph(program["nodes"]))
-    _propagate(graph_module, program["inputs"])
-    for condition in program["conditions"]:
-        compile_condition(condition)
-    in_spec, out_spec = (pytree.treespec_loads(program[name]) for name in ("in_spec", "out_spec"))
-    captured = Captured(graph_module, in_spec, out_spec, program["conditions"])
-    dtype = None if program["dtype"] is None else _decode(program["dtype"], {})
-    return OptimizedModule(captured, dtype=dtype, engine=program["engine"])
+    try:
+        saved = json.loads(text)
+        root = build_root(saved["tensors"], contents)
+        captures = [_decode_captured(program, root) for program in saved["programs"]]
+        dtype, engine = decode(saved["dtype"]), saved["engine"]
+    except (KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
+        raise ValueError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    if not captures:
+        raise ValueError(f"{path}: damaged: it has no graph")
+    return OptimizedModule(root, captures, dtype=dtype, engine=engine, is_loaded=True)
 
 
 def _metadata(data: bytes, path: Any) -> dict[str, str]:
@@ -133,159 +155,78 @@ def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+def _encode_captured(captured: Captured, table: TensorTable) -> dict[str, Any]:
+    """A captured graph; its tensors are added to `table`."""
+    recorder = Recorder()
+    encoded: dict[str, Any] = {"graph": _encode_graph(captured.graph_module, table, recorder)}
+    for field in dataclasses.fields(captured):
+        if field.name != "graph_module":
+            write, _ = _FIELDS.get(field.name, (encode, decode))
+            try:
+                encoded[field.name] = write(getattr(captured, field.name))
+            except TypeError as error:
+                raise ValueError(f"module: {field.name} has a part that a file cannot hold: {error}") from error
+    return encoded | {"symbols": recorder.symbols}
 
 
-def _tensors(graph_module: fx.GraphModule) -> dict[str, torch.Tensor]:
-    """Parameters, buffers and plain tensor attributes by the names that the graph has for them, and all others."""
-    found: dict[str, torch.Tensor] = dict(graph_module.named_parameters(remove_duplicate=False))
-    found.update(graph_module.named_buffers(remove_duplicate=False))
+def _decode_captured(encoded: dict[str, Any], root: nn.Module) -> Captured:
+    """The captured graph, over the tensors of `root`."""
+    graph_module = _decode_graph(encoded["graph"], root, Rebuilder(encoded["symbols"]))
+    others: dict[str, Any] = {}
+    for field in dataclasses.fields(Captured):
+        if field.name in encoded:
+            _, read = _FIELDS.get(field.name, (encode, decode))
+            others[field.name] = read(encoded[field.name])
+    captured = Captured(read_from(root, graph_module), **others)
+    for condition in captured.conditions:
+        compile_condition(condition)
+    return captured
+
+
+def _encode_graph(graph_module: fx.GraphModule, table: TensorTable, recorder: Recorder) -> dict[str, Any]:
+    """Nodes with their values; graphs within the graph (branches of a torch.cond) by the names that it has for them."""
+    targets: dict[str, str] = {}
+    graphs: dict[str, Any] = {}
     for node in graph_module.graph.find_nodes(op="get_attr"):
-        value = operator.attrgetter(node.target)(graph_module)
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"module: {node.name} is a nested graph or object, which a file cannot hold")
-        found[node.target] = value
-    return found
-
-
-def _encode_node(node: fx.Node) -> dict[str, Any]:
-    target = node.target
-    if node.op == "call_function":
-        if isinstance(target, torch._ops.OpOverload):
-            target = str(target)
-        elif target in _NAMES:
-            target = _NAMES[target]
+        target, value = node.target, operator.attrgetter(node.target)(graph_module)
+        if isinstance(value, torch.Tensor):
+            targets[target] = table.name(target, value)
+        elif isinstance(value, fx.GraphModule):
+            targets[target] = target
+            graphs[target] = _encode_graph(value, table, recorder)
         else:
-            raise ValueError(f"module: {node.name} calls {target}, which a file cannot hold")
-    try:
-        args, kwargs = _encode(node.args), _encode(node.kwargs)
-    except TypeError as error:
-        raise ValueError(f"module: {node.name} has an argument that a file cannot hold: {error}") from error
-    return {"name": node.name, "op": node.op, "target": target, "args": args, "kwargs": kwargs}
-
-
-def _encode(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    if isinstance(value, _TORCH_VALUES):
-        return {"torch": str(value).removeprefix("torch.")}
-    if isinstance(value, tuple):
-        return {"tuple": [_encode(item) for item in value]}
-    if isinstance(value, list):
-        return [_encode(item) for item in value]
-    if isinstance(value, dict):
-        return {"dict": {key: _encode(item) for key, item in value.items()}}
-    raise TypeError(type(value).__name__)
-
-
-def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, nodes) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "node":
-        return nodes[content]
-    if kind == "device":
-        return torch.device(content)
-    if kind == "torch":
-        found = getattr(torch, content)
-        if not isinstance(found, _TORCH_VALUES):
-            raise ValueError(f"{content} is no dtype, layout or memory format")
-        return found
-    if kind == "tuple":
-        return tuple(_decode(item, nodes) for item in content)
-    return {key: _decode(item, nodes) for key, item in content.items()}
-
-
-def _graph(encoded: list[dict[str, Any]]) -> fx.Graph:
-    graph = fx.Graph()
-    nodes: dict[str, fx.Node] = {}
-    for item in encoded:
-        target = _function(item["target"]) if item["op"] == "call_function" else item["target"]
-        args, kwargs = _decode(item["args"], nodes), _decode(item["kwargs"], nodes)
-        nodes[item["name"]] = graph.create_node(item["op"], target, args, kwargs, name=item["name"])
-    return graph
-
-
-def _function(name: str) -> Callable[..., Any]:
-    if name in _PYTHON:
-        return _PYTHON[name]
-    try:
-        namespace, op, overload = name.split(".")
-        return getattr(getattr(getattr(torch.ops, namespace), op), overload)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"operator {name} is not known here; is the library that registers it imported?") from error
-
-
-def _encode_kind(root: nn.Module, name: str, first: str, tensor: torch.Tensor) -> dict[str, Any]:
-    """What a tensor is to its module, and the first name that it has where it has several."""
-    path, _, key = name.rpartition(".")
-    owner = root.get_submodule(path)
-    kind = "parameter" if key in owner._parameters else "buffer" if key in owner._buffers else "constant"
-    return {"kind": kind, "same_as": first, "requires_grad": tensor.requires_grad, "device": str(tensor.device)}
-
-
-def _root(descriptions: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """A module that has the tensors under their dotted names."""
-    root = nn.Module()
-    made: dict[str, torch.Tensor] = {}
-    for target, description in descriptions.items():
-        path, _, name = target.rpartition(".")
-        owner = root
-        for part in path.split(".") if path else []:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        kind, first = description["kind"], description["same_as"]
-        if first not in made:
-            check_available(torch.device(description["device"]), target)
-            tensor = tensors[first].to(description["device"])
-            made[first] = nn.Parameter(tensor, description["requires_grad"]) if kind == "parameter" else tensor
-        if kind == "buffer":
-            owner.register_buffer(name, made[first])
-        else:
-            setattr(owner, name, made[first])
-    return root
-
-
-def _encode_input(node: fx.Node) -> Any:
-    """dtype, device, and for every axis [its size in the example, whether it is free]; other values as they are."""
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return {"value": _encode(value)}
-    axes = [[int(n), False] if isinstance(n, int) or n.node.is_constant() else [n.node.hint, True] for n in value.shape]
-    return {"dtype": _encode(value.dtype), "device": str(value.device), "axes": axes}
-
-
-def _propagate(graph_module: fx.GraphModule, inputs: list[dict[str, Any]]) -> None:
-    """Records on every node the fake tensor that the capture had recorded."""
-    with free_ones():
-        mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
-        fakes = [_decode(i["value"], {}) if "value" in i else _fake(mode, i) for i in inputs]
-        with mode:
-            FakeTensorProp(graph_module, mode).propagate_dont_convert_inputs(*fakes)
+            raise ValueError(f"module: {node.name} is a {type(value).__name__}, which a file cannot hold")
+    nodes = []
     for node in graph_module.graph.nodes:
-        if node.op == "get_attr":
-            node.meta["val"] = mode.from_tensor(operator.attrgetter(node.target)(graph_module), static_shapes=True)
+        encoded = encode_node(node, targets)
+        try:
+            value = recorder.value(node.meta.get("val"))
+        except TypeError as error:
+            raise ValueError(f"module: {node.name} is {error}, which a file cannot hold") from error
+        nodes.append(encoded if value == _NO_VALUE else encoded | {"value": value})
+    return {"nodes": nodes, "graphs": graphs}
 
 
-def _fake(mode: FakeTensorMode, description: dict[str, Any]) -> torch.Tensor:
-    axes = description["axes"]
-    example = torch.empty([size for size, _ in axes], dtype=_decode(description["dtype"], {}), device="meta")
-    dynamic = [DimDynamic.DYNAMIC if free else DimDynamic.STATIC for _, free in axes]
-    fake = mode.from_tensor(example, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic))
-    with mode:
-        return torch.empty(fake.shape, dtype=fake.dtype, device=description["device"])
+def _decode_graph(encoded: dict[str, Any], root: nn.Module, values: Rebuilder) -> fx.GraphModule:
+    graph, nodes = decode_nodes(encoded["nodes"])
+    for item in encoded["nodes"]:
+        nodes[item["name"]].meta["val"] = values.value(item.get("value", _NO_VALUE))
+    graphs = {target: _decode_graph(inner, root, values) for target, inner in encoded["graphs"].items()}
+    for node in graph.find_nodes(op="get_attr"):
+        if node.target not in graphs and not isinstance(operator.attrgetter(node.target)(root), torch.Tensor):
+            raise ValueError(f"{node.name}: {node.target} is no tensor")
+    return fx.GraphModule(_with_graphs(root, graphs), graph)
+
+
+def _with_graphs(root: nn.Module, graphs: dict[str, fx.GraphModule]) -> nn.Module:
+    """A module with all that `root` has, and graphs that are this one program's alone."""
+    if not graphs:
+        return root
+    both = nn.Module()
+    both.__dict__.update(vars(root))
+    for slots in ("_parameters", "_buffers", "_modules"):
+        both.__dict__[slots] = dict(vars(root)[slots])
+    for name, graph in graphs.items():
+        check_name(name)
+        both.add_module(name, graph)  # KeyError where it is another's name
+    return both

@@ -1,7 +1,7 @@
 """The direct door: a call of one fused op on one tensor in one step from Python into native code and back.
 
-`kernels/cpu/door.cpp` is its other half: it looks whether the parameters are those that were packed, whether somebody
-watches or wants gradients, and whether the input is of a form that was admitted; then it runs the kernel. In all other
+`kernels/cpu/door.cpp` is its other half: it looks whether the input is of a form that was admitted, whether somebody
+watches or wants gradients, and whether parameters and modules are what they were; then it runs the kernel. In all other
 cases it returns None, and the caller goes the general way, which also raises the errors. A gate only looks, for callers
 who then run several operators.
 """
@@ -10,17 +10,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from fastgraph.kernels import native
 from fastgraph.kernels.weights import Snapshot
 
-# Each answers truly where somebody watches or replaces the operators.
-WATCHERS: list[Callable[[], Any]] = [
-    torch._C._len_torch_dispatch_stack,
-    torch._C._len_torch_function_stack,
-    torch._C._functorch.peek_interpreter_stack,
-    torch._C._get_tracing_state,
-    torch._C._is_any_autocast_enabled,
+
+def _is_about_devices() -> bool:
+    """Torch's stack of function modes holds nothing but the default device: a captured graph names its own."""
+    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
+
+
+# Each answers truly where somebody watches or replaces the operators, unless its excuse, asked then, does so too.
+WATCHERS: list[tuple[Callable[[], Any], Callable[[], bool] | None]] = [
+    (torch._C._len_torch_dispatch_stack, None),
+    (torch._C._len_torch_function_stack, _is_about_devices),
+    (torch._C._functorch.peek_interpreter_stack, None),
+    (torch._C._get_tracing_state, None),
+    (torch._C._is_any_autocast_enabled, None),
 ]
 
 _module = native.kernels()
@@ -28,37 +37,51 @@ IS_SUPPORTED = _module is not None and _module.Door.is_supported()
 
 
 def is_quiet() -> bool:
-    """Nobody watches or replaces the operators: no dispatch or function mode, no functorch, no tracing, no autocast."""
-    return not any(watches() for watches in WATCHERS)
+    """Nobody watches or replaces the operators.
+
+    No dispatch mode, no function mode but that of a default device, no functorch, no level of forward-mode derivatives
+    (inputs may carry tangents), no tracing, no autocast.
+    """
+    if forward_ad._current_level >= 0:
+        return False
+    return not any(watches() and not (excuse and excuse()) for watches, excuse in WATCHERS)
 
 
 def open_door(
-    kernels: dict[str, Any], slots: Sequence[tuple[dict[str, Any], str]] = (), snapshot: Snapshot | None = None
+    kernels: dict[str, Any],
+    slots: Sequence[tuple[dict[str, Any], str]] = (),
+    snapshot: Snapshot | None = None,
+    structure: Any = None,
 ) -> Any:
     """The door to packed `kernels`, shut as soon as what `slots` hold is no longer what `snapshot` saw.
 
     kernels: `conv_pool`, `mlp`, or both, as of an op's `Direct`. None where there can be no door: without kernels for
     these tensors, with parameters that have no version, and where torch does not let native code look at tensors.
     Without a snapshot the caller sees to it that the weights are fresh and that nobody watches.
+    structure: a `kernels.structure.Structure`; the door is shut while it is changed too.
     Call the door with the input after `door.admit(input, size)`, which lets in all of the same dtype and shape.
     """
     if not IS_SUPPORTED or not kernels or (snapshot is not None and snapshot.seen is None):
         return None
     assert _module is not None
     watchers, watched = ([], []) if snapshot is None else (WATCHERS, _watched(slots, snapshot))
-    return _module.Door(watchers, watched, kernels.get("conv_pool"), kernels.get("mlp"))
+    return _module.Door(watchers, watched, kernels.get("conv_pool"), kernels.get("mlp"), structure)
 
 
-def open_gate(slots: Sequence[tuple[dict[str, Any], str]], snapshot: Snapshot) -> Any:
+def open_gate(
+    slots: Sequence[tuple[dict[str, Any], str]], snapshot: Snapshot, structure: Any = None, *, strides: bool = False
+) -> Any:
     """`gate(*inputs)`: whether all is as it was in a call with inputs like these, which `gate.admit(*inputs)` let in.
 
     True for plain CPU tensors of admitted dtypes and shapes, while nobody watches, no gradient is wanted, and what
     `slots` hold is what `snapshot` saw. None where there can be no gate.
+    structure: a `kernels.structure.Structure`; the gate is shut while it is changed too.
+    strides: whether inputs of other strides than those admitted are others, and do not pass.
     """
     if not IS_SUPPORTED or snapshot.seen is None:
         return None
     assert _module is not None
-    return _module.Gate(WATCHERS, _watched(slots, snapshot))
+    return _module.Gate(WATCHERS, _watched(slots, snapshot), structure, strides)
 
 
 def _watched(slots: Sequence[tuple[dict[str, Any], str]], snapshot: Snapshot) -> list[tuple[Any, ...]]:

@@ -7,10 +7,12 @@ every path gives the same bits, and is slower than ATen).
 
 import importlib
 import os
+import platform
 import warnings
 from types import ModuleType
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 CAPABILITIES = ("avx512_bf16", "avx512", "avx2", "scalar", "aten")
 TAKEN = ({torch.float32}, {torch.bfloat16})  # dtypes of weights
@@ -35,13 +37,19 @@ def _choose(forced: str | None, supported: list[str]) -> str:
     return forced
 
 
+def _no_kernels(machine: str, reason: str) -> str:
+    """Why calls on the CPU run through ATen, and what helps: a wheel that was built without a compiler is cached."""
+    if machine.lower() not in ("x86_64", "amd64"):
+        return f"fastgraph: no compiled kernels for {machine}, they are for x86-64; running through ATen"
+    return (
+        f"fastgraph: no compiled kernels, running through ATen ({reason}); with a C++17 compiler at hand: pip install "
+        "--no-cache-dir --force-reinstall --no-deps fastgraph, or the folder that it was installed from"
+    )
+
+
 _capability = _choose(os.environ.get("FASTGRAPH_CPU"), _native.isas() if _native else [])
 if _native is None and "FASTGRAPH_CPU" not in os.environ:
-    warnings.warn(
-        f"fastgraph: no compiled kernels, running through ATen (reinstall with a C++ compiler at hand; {_missing})",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    warnings.warn(_no_kernels(platform.machine(), _missing), RuntimeWarning, stacklevel=2)
 elif _capability != "aten":
     assert _native is not None
     _native.select_isa(_capability)
@@ -60,11 +68,51 @@ def kernels() -> ModuleType | None:
     return _native if _capability != "aten" else None
 
 
+def library() -> ModuleType | None:
+    """The compiled module, for what is no kernel: there also where CPU calls run through ATen by choice."""
+    return _native
+
+
 def takes(*weights: torch.Tensor | None) -> bool:
-    """Whether the compiled kernels can be used with these weights: all in the CPU's memory, all fp32 or all bf16."""
+    """Whether the compiled kernels can be used with these weights."""
+    return refusal(*weights) is None
+
+
+def refusal(*weights: torch.Tensor | None) -> str | None:
+    """Why the compiled kernels cannot be used with these weights, as a phrase, or None where they can.
+
+    They take what is dense in the CPU's memory, all fp32 or all bf16, and has a version, since packed values are kept.
+    Fake tensors stand for such tensors if they have the same dtype and device.
+    """
+    if _capability == "aten":
+        return "no compiled kernels are in use (cpu_capability is aten)"
     present = [t for t in weights if t is not None]
+    about_each = next((reason for t in present if (reason := _refusal_of(t))), None)
+    if about_each is not None:
+        return about_each
     dtypes = {t.dtype for t in present}
-    return _capability != "aten" and dtypes in TAKEN and all(is_plain(t) for t in present)
+    return None if dtypes in TAKEN else _refusal_of_dtypes(dtypes)
+
+
+def _refusal_of(weight: torch.Tensor) -> str | None:
+    if not weight.is_cpu:
+        return f"a weight on {weight.device} has no kernel on the CPU"
+    if weight.layout is not torch.strided:
+        return f"a weight of layout {weight.layout} has no kernel on the CPU"
+    if not is_plain(weight):
+        return "a weight whose values are not in memory as they are (negated, or zeros) has no kernel on the CPU"
+    if isinstance(weight, FakeTensor):
+        return None
+    if type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"a weight of type {type(weight).__name__}, with operators of its own, has no kernel on the CPU"
+    if weight.is_inference():
+        return "parameters made in inference_mode have no version: a change could not be seen"
+    return None
+
+
+def _refusal_of_dtypes(dtypes: set[torch.dtype]) -> str:
+    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    return f"{names or 'no weights'} {'have' if len(dtypes) != 1 else 'has'} no kernel on the CPU"
 
 
 def is_plain(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> bool:

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for GPUs that need not be there, and reports what they would ask of them.
 
-    python -m kernels.triton_aot [--json out/triton_aot.json] [--architecture sm_90 ...] [--precision bf16 ...]
+    python -m fastgraph.kernels.triton_aot [--json FILE] [--architecture sm_90 ...] [--precision bf16 ...]
 
 Every kernel is compiled exactly as it would be launched on tensors of the reference workload's sizes: the arguments are
 recorded from the launch itself. A row is short, and the command fails, where a default configuration does not fit the
@@ -264,7 +264,8 @@ COLUMNS = ("case", "kind", "architecture", "tile", "warps", "stages", "registers
 
 def main(arguments: list[str] | None = None) -> int:
     """The command: prints the table, writes the JSON; 1 where a row is short."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.triton_aot", description=(__doc__ or "").split("\n")[0])
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m fastgraph.kernels.triton_aot", description=about)
     parser.add_argument("--json", type=Path, default=Path("out/triton_aot.json"), help="default: %(default)s")
     parser.add_argument("--architecture", nargs="+", choices=COMPILED, default=list(COMPILED))
     parser.add_argument("--precision", nargs="+", choices=list(KINDS), default=list(KINDS))

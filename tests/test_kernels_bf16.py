@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import fastgraph
-import fastgraph.kernels.conv_pool.op
-import fastgraph.kernels.conv_pool.reference
-import fastgraph.kernels.conv_pool_mlp.op
-import fastgraph.kernels.mlp.reference
 from fastgraph.data import digits
 from fastgraph.kernels import native
+from fastgraph.kernels.conv_pool import op as conv_pool_op
+from fastgraph.kernels.conv_pool import reference as conv_pool_reference
+from fastgraph.kernels.mlp import reference as mlp_reference
 from fastgraph.kernels.mlp.op import ACTIVATIONS, packed
 from fastgraph.kernels.native import cpu_capability
 from fastgraph.models import DeepLearningModel, Net
@@ -46,10 +45,8 @@ def test_every_number_of_rows(sizes: list[int], isa: str, generator: torch.Gener
         assert y.dtype == torch.bfloat16
         assert_close_to_reference(
             y,
-            kernels.mlp.reference.mlp(narrow, *arguments),
-            kernels.mlp.reference.mlp(
-                narrow.double(), *([t.double() for t in ts] for ts in arguments[:2]), activations
-            ),
+            mlp_reference.mlp(narrow, *arguments),
+            mlp_reference.mlp(narrow.double(), *([t.double() for t in ts] for ts in arguments[:2]), activations),
         )
         y = ops.mlp(x, *arguments)
         if isa == "avx512_bf16":
@@ -64,7 +61,7 @@ def test_every_number_of_rows(sizes: list[int], isa: str, generator: torch.Gener
 def test_every_activation_against_float64(activation: str, generator: torch.Generator) -> None:
     weights, biases = layers(generator, [41, 38])
     x = random(generator, (50, 41), 4.0).bfloat16()
-    check_op(ops.mlp, kernels.mlp.reference.mlp, x, bf16(weights), bf16(biases), [activation])
+    check_op(ops.mlp, mlp_reference.mlp, x, bf16(weights), bf16(biases), [activation])
 
 
 @needs_kernels
@@ -75,7 +72,7 @@ def test_nan_and_infinities_go_where_eager_sends_them(generator: torch.Generator
     x = random(generator, (40, 21)).bfloat16()
     for i, special in enumerate([float("nan"), float("inf"), float("-inf")] * 4):
         x[3 * i, i] = special
-    check_op(ops.mlp, kernels.mlp.reference.mlp, x, bf16(weights), bf16(biases), ["relu", "tanh"])
+    check_op(ops.mlp, mlp_reference.mlp, x, bf16(weights), bf16(biases), ["relu", "tanh"])
 
 
 @needs_kernels
@@ -96,10 +93,10 @@ def test_rows_keep_their_bits_for_any_batch_and_threads(generator: torch.Generat
 def test_conv_pool_and_conv_pool_mlp(isa: str, generator: torch.Generator) -> None:
     weight, bias = convolution(generator)
     x = random(generator, (2, 3, 20, 59))
-    y = check_op(ops.conv_pool, kernels.conv_pool.reference.conv_pool, x, weight, bias, *GEOMETRY)
+    y = check_op(ops.conv_pool, conv_pool_reference.conv_pool, x, weight, bias, *GEOMETRY)
     widened = torch.equal(y, ops.conv_pool(x, weight.float(), bias.float(), *GEOMETRY))
     assert widened is (isa != "avx512_bf16")
-    narrow = check_op(ops.conv_pool, kernels.conv_pool.reference.conv_pool, x.bfloat16(), weight, bias, *GEOMETRY)
+    narrow = check_op(ops.conv_pool, conv_pool_reference.conv_pool, x.bfloat16(), weight, bias, *GEOMETRY)
     assert narrow.dtype == torch.bfloat16
     weights, biases = layers(generator, [28, 40, 3])
     mlp = (bf16(weights), bf16(biases), ["relu", "none"])
@@ -115,7 +112,7 @@ def test_images_in_bf16_are_widened_some_at_a_time(generator: torch.Generator, m
     weights, biases = layers(generator, [28, 40, 3])
     mlp = (bf16(weights), bf16(biases), ["relu", "none"])
     expected = ops.conv_pool(x, weight, bias, *GEOMETRY), ops.conv_pool_mlp(x, weight, bias, *GEOMETRY, *mlp)
-    monkeypatch.setattr(kernels.conv_pool.op, "WIDENED_FLOATS", 2 * x[0].numel())
+    monkeypatch.setattr(conv_pool_op, "WIDENED_FLOATS", 2 * x[0].numel())
     assert torch.equal(ops.conv_pool(x, weight, bias, *GEOMETRY), expected[0])
     assert torch.equal(ops.conv_pool_mlp(x, weight, bias, *GEOMETRY, *mlp), expected[1])
 
@@ -123,10 +120,10 @@ def test_images_in_bf16_are_widened_some_at_a_time(generator: torch.Generator, m
 def test_gradients_with_mixed_dtypes(generator: torch.Generator) -> None:
     weights, biases = layers(generator, [12, 9, 5])
     x, arguments = random(generator, (7, 12)), (bf16(weights), bf16(biases), ["gelu", "none"])
-    check_gradients(ops.mlp, kernels.mlp.reference.mlp, [x, *arguments])
+    check_gradients(ops.mlp, mlp_reference.mlp, [x, *arguments])
     weight, bias = convolution(generator)
     image = random(generator, (1, 3, 9, 11))
-    check_gradients(ops.conv_pool, kernels.conv_pool.reference.conv_pool, [image, weight, bias, *GEOMETRY])
+    check_gradients(ops.conv_pool, conv_pool_reference.conv_pool, [image, weight, bias, *GEOMETRY])
 
 
 def test_opcheck_with_mixed_dtypes(generator: torch.Generator) -> None:

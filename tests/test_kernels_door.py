@@ -8,18 +8,21 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgraph.kernels import door, native
 from fastgraph.kernels.conv_pool.op import Direct as ConvPool
 from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
 from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels.structure import Structure
 from fastgraph.kernels.weights import Snapshot
 from tests.reference import in_threads, layers, random
 
@@ -159,6 +162,24 @@ def test_a_gate_for_several_inputs(weights: dict[str, Any], x: torch.Tensor) -> 
     assert not gate(x, other.clone().requires_grad_())
 
 
+def test_a_gate_that_minds_strides(weights: dict[str, Any]) -> None:
+    slots, snapshot = [(weights, "bias")], Snapshot([weights["bias"]])
+    gate, strict = door.open_gate(slots, snapshot), door.open_gate(slots, snapshot, strides=True)
+    x = torch.zeros(2, 3, 4, 5)
+    others = [x.to(memory_format=torch.channels_last), torch.zeros(4, 3, 4, 5)[::2], x[:1].expand(2, 3, 4, 5)]
+    for gate_of_either in (gate, strict):
+        gate_of_either.admit(x)
+        assert gate_of_either(x.clone())
+    for other in others:
+        assert gate(other)
+        assert not strict(other)
+    strict.admit(others[0])
+    assert strict(others[0])
+    assert strict(x)
+    assert not strict(others[1])
+    assert not strict(x, x)
+
+
 def test_one_argument_passes(mlp: Any, x: torch.Tensor) -> None:
     with torch.no_grad():
         assert mlp() is None
@@ -223,7 +244,45 @@ def test_there_is_no_door_for_weights_without_a_version(weights: dict[str, Any])
     with torch.inference_mode():
         assert opened(direct, {"weight": torch.ones(5, 6)}) is None
         assert behind_gate(direct, {"weight": torch.ones(5, 6)})[0] is None
+        assert Mlp([torch.ones(5, 6)], [None], ["none"]).kernels == {}
     assert opened(direct, {"weight": torch.ones(5, 6)}) is not None
+
+
+def test_the_doors_shut_with_a_change_of_the_modules(x: torch.Tensor) -> None:
+    module = torch.nn.Linear(6, 5).requires_grad_(False)
+    direct = Mlp([module.weight], [module.bias], ["none"])
+    slots = [(module._parameters, "weight"), (module._parameters, "bias")]
+    snapshot, structure = Snapshot([module.weight, module.bias]), Structure([module])
+    found, gate = door.open_door(direct.kernels, slots, snapshot, structure), door.open_gate(slots, snapshot, structure)
+    found.admit(x, direct.output_size(x))
+    gate.admit(x)
+    for change in (module.register_forward_hook, module.register_forward_pre_hook):
+        assert found(x) is not None
+        assert gate(x)
+        handle = change(lambda *_: None)
+        assert found(x) is None
+        assert not gate(x)
+        handle.remove()
+    module.scale = 1.0
+    assert found(x) is None
+    assert not gate(x)
+
+
+def test_the_form_is_looked_at_first(x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers try several doors one after the other."""
+    asked: list[int] = []
+    monkeypatch.setattr(door, "WATCHERS", [(lambda: asked.append(1), None)])
+    weight = torch.ones(5, 6)
+    direct = Mlp([weight], [None], ["none"])
+    found, (gate, _) = opened(direct, {"weight": weight}), behind_gate(direct, {"weight": weight})
+    found.admit(x, direct.output_size(x))
+    gate.admit(x)
+    assert found(x[:1]) is None
+    assert not gate(x[:1])
+    assert not asked
+    assert found(x) is not None
+    assert gate(x)
+    assert len(asked) == 2
 
 
 # ---- who watches, who wants gradients
@@ -239,19 +298,97 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "watch", [Functions, Operators, lambda: torch.autocast("cpu"), lambda: torch.device("meta"), nullcontext]
-)
+def in_order(*contexts: AbstractContextManager[Any]) -> ExitStack:
+    """All of them, the last one innermost."""
+    stack = ExitStack()
+    for context in contexts:
+        stack.enter_context(context)
+    return stack
+
+
+WATCHES: list[Callable[[], AbstractContextManager[Any]]] = [
+    Functions,
+    Operators,
+    lambda: torch.autocast("cpu"),
+    forward_ad.dual_level,
+    lambda: in_order(torch.device("cpu"), Functions()),
+    lambda: in_order(Functions(), torch.device("cpu")),
+    lambda: in_order(torch.device("cpu"), Operators()),
+    lambda: in_order(torch.device("cpu"), forward_ad.dual_level()),
+    lambda: in_order(torch.device("cpu"), torch.autocast("cpu")),
+]
+DOES_NOT_WATCH: list[Callable[[], AbstractContextManager[Any]]] = [
+    nullcontext,
+    lambda: torch.device("cpu"),
+    lambda: torch.device("meta"),
+    lambda: in_order(torch.device("cpu"), torch.device("meta")),
+    lambda: in_order(torch.inference_mode(), torch.device("cpu")),
+    lambda: torch.autocast("cpu", enabled=False),
+]
+
+
+@pytest.mark.parametrize("watch", WATCHES)
 def test_who_watches_is_sent_the_general_way(
     watch: Callable[[], AbstractContextManager[Any]], mlp: Any, x: torch.Tensor
 ) -> None:
     with torch.no_grad():
         with watch():
-            assert (mlp(x) is None) == (watch is not nullcontext)
-            assert door.is_quiet() == (watch is nullcontext)
+            assert mlp(x) is None
+            assert not door.is_quiet()
         assert mlp(x) is not None
+        assert door.is_quiet()
 
 
+@pytest.mark.parametrize("other", DOES_NOT_WATCH)
+def test_a_default_device_passes(
+    other: Callable[[], AbstractContextManager[Any]], mlp: Any, x: torch.Tensor, weights: dict[str, Any]
+) -> None:
+    with torch.no_grad():
+        expected = mlp(x)
+        with other():
+            assert torch.equal(mlp(x), expected)
+            assert door.is_quiet()
+            before = torch._C._len_torch_function_stack()
+        in_place(weights)
+        with other():
+            assert mlp(x) is None
+            assert torch._C._len_torch_function_stack() == before
+            assert not torch._C._is_torch_function_all_disabled()
+
+
+def test_a_look_under_a_default_device_takes_none_of_its_python_code(
+    weights: dict[str, Any], x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    found = opened(direct, weights)
+    found.admit(x, direct.output_size(x))
+    asked: list[Any] = []
+    monkeypatch.setattr(DeviceContext, "__torch_function__", lambda self, *arguments: asked.append(arguments))
+    with torch.no_grad():
+        with torch.device("cpu"):
+            result = found(x)
+        assert not asked
+        assert torch.equal(result, found(x))
+
+
+# what torch itself does when the first dual tensor is made
+jit_is_deprecated = pytest.mark.filterwarnings(
+    "ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning"
+)
+
+
+@jit_is_deprecated
+def test_inputs_with_tangents_do_not_pass(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
+    weights["weight"].requires_grad_(False)
+    assert mlp(x) is not None
+    with forward_ad.dual_level():
+        assert mlp(forward_ad.make_dual(x, x)) is None
+        with forward_ad._set_fwd_grad_enabled(False):
+            assert mlp(x) is None
+    assert mlp(x) is not None
+
+
+@jit_is_deprecated
 def test_transforms_and_tracing_are_sent_the_general_way(mlp: Any, x: torch.Tensor) -> None:
     passed: list[bool] = []
 
@@ -263,8 +400,9 @@ def test_transforms_and_tracing_are_sent_the_general_way(mlp: Any, x: torch.Tens
     with torch.no_grad():
         torch.vmap(watched)(x)
         torch.func.grad(lambda value: watched(value).sum())(x)
+        torch.func.jvp(watched, (x,), (x,))
         torch._C._create_graph_by_tracing(watched, (x,), lambda value: "", False, False)
-    assert passed == [False] * 6
+    assert passed == [False] * 8
 
 
 def test_gradients_are_not_lost(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
@@ -349,7 +487,8 @@ def test_other_python_threads_run_while_the_kernel_does(generator: torch.Generat
 
 
 def test_references(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
-    held = [x, weights["weight"], weights["bias"], weights, None, torch.Tensor, *door.WATCHERS]
+    held = [x, weights["weight"], weights["bias"], weights, None, torch.Tensor]
+    held += [watches for watches, _ in door.WATCHERS]
     with torch.no_grad():
         before = [sys.getrefcount(value) for value in held]
         for _ in range(1000):
@@ -373,6 +512,19 @@ def test_a_cycle_through_the_door_is_collected(weights: dict[str, Any]) -> None:
     owner["gate"] = door.open_gate(slots, Snapshot(list(weights.values())))
     alive = weakref.ref(owner["marker"])
     del owner, slots
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_cycle_through_the_doors_structure_is_collected() -> None:
+    module = torch.nn.Linear(6, 5)
+    direct = Mlp([module.weight], [module.bias], ["none"])
+    slots, structure = [(module._parameters, "weight")], Structure([module])
+    snapshot = Snapshot([module.weight])
+    module.door = door.open_door(direct.kernels, slots, snapshot, structure)
+    module.gate = door.open_gate(slots, snapshot, structure)
+    alive = weakref.ref(module)
+    del module, direct, slots, structure, snapshot
     gc.collect()
     assert alive() is None
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgraph.kernels import native
 from fastgraph.kernels.native import CAPABILITIES, _choose
@@ -45,7 +47,7 @@ def test_forcing_takes_effect_in_the_kernels() -> None:
     if "avx2" not in ISAS:
         pytest.skip("this machine has no AVX2")
     code = """
-import time, torch, kernels
+import time, torch, fastgraph
 torch.set_num_threads(1)
 a = (torch.ones(256, 512), [torch.ones(512, 512)], [None], ["none"])
 torch.ops.fastgraph.mlp.default(*a)
@@ -91,7 +93,87 @@ print(fastgraph.cpu_capability(), {row.kernel for row in fast.explain()})
     assert done.stderr.count("fastgraph: no compiled kernels, running through ATen") == 1
 
 
+def test_what_helps_where_there_are_no_kernels() -> None:
+    """pip keeps the wheel that it built without a compiler; where there are no kernels a compiler does not help."""
+    said = native._no_kernels("x86_64", "No module named '_native'")
+    assert "(No module named '_native'); with a C++17 compiler" in said
+    assert "pip install --no-cache-dir --force-reinstall --no-deps fastgraph" in said
+    assert native._no_kernels("AMD64", "") == native._no_kernels("x86_64", "")
+    said = native._no_kernels("aarch64", "No module named '_native'")
+    assert said == "fastgraph: no compiled kernels for aarch64, they are for x86-64; running through ATen"
+
+
 def test_without_the_compiled_library_an_isa_cannot_be_forced() -> None:
     done = python(WITHOUT_LIBRARY + "import fastgraph", FASTGRAPH_CPU="scalar")
     assert done.returncode != 0
     assert "'scalar' is not supported here; choices on this machine: aten" in done.stderr
+
+
+class Wrapper(torch.Tensor):
+    """A tensor without memory of its own, as of quantization packages."""
+
+    @staticmethod
+    def __new__(cls, size: tuple[int, ...]) -> "Wrapper":
+        return torch.Tensor._make_wrapper_subclass(cls, size)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+
+def made_in_inference_mode() -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.ones(2, 3)
+
+
+PLAIN = torch.ones(2, 3)
+NO_VERSION = "parameters made in inference_mode have no version: a change could not be seen"
+IN_MEMORY = "a weight whose values are not in memory as they are (negated, or zeros) has no kernel on the CPU"
+REFUSALS = [
+    ([PLAIN.double()], "float64 has no kernel on the CPU"),
+    ([PLAIN.half(), None], "float16 has no kernel on the CPU"),
+    ([PLAIN, PLAIN.bfloat16()], "bfloat16 and float32 have no kernel on the CPU"),
+    ([PLAIN.to("meta")], "a weight on meta has no kernel on the CPU"),
+    ([PLAIN.to_sparse()], "a weight of layout torch.sparse_coo has no kernel on the CPU"),
+    ([torch._neg_view(PLAIN)], IN_MEMORY),
+    ([torch._efficientzerotensor((2, 3))], IN_MEMORY),
+    ([Wrapper((2, 3))], "a weight of type Wrapper, with operators of its own, has no kernel on the CPU"),
+    ([PLAIN, None, made_in_inference_mode()], NO_VERSION),
+    ([None], "no weights have no kernel on the CPU"),
+]
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
+@pytest.mark.parametrize(("weights", "reason"), REFUSALS)
+def test_weights_that_are_refused(weights: list[torch.Tensor | None], reason: str) -> None:
+    assert native.refusal(*weights) == reason
+    assert not native.takes(*weights)
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
+def test_weights_that_are_taken() -> None:
+    class Subclass(torch.Tensor):
+        pass
+
+    mode, in_double = FakeTensorMode(), PLAIN.double()
+    with mode:
+        fakes = [mode.from_tensor(PLAIN), mode.from_tensor(made_in_inference_mode())]
+        with torch.inference_mode():
+            fakes.append(mode.from_tensor(PLAIN))
+        double = mode.from_tensor(in_double)
+    for weights in (
+        [PLAIN, None],
+        [PLAIN.bfloat16()],
+        [torch.nn.Parameter(PLAIN)],
+        [PLAIN.as_subclass(Subclass)],
+        fakes,
+    ):
+        assert native.refusal(*weights) is None
+        assert native.takes(*weights)
+    assert native.refusal(double) == "float64 has no kernel on the CPU"
+
+
+def test_all_weights_are_refused_where_calls_run_through_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_capability", "aten")
+    assert native.refusal(PLAIN) == "no compiled kernels are in use (cpu_capability is aten)"
+    assert not native.takes(PLAIN)

@@ -1,4 +1,4 @@
-"""A part of the compilation matrix of `python -m kernels.triton_aot`, and its rules."""
+"""A part of the compilation matrix of `python -m fastgraph.kernels.triton_aot`, and its rules."""
 
 import json
 import subprocess

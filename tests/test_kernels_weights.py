@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fastgraph.kernels import weights
 from fastgraph.kernels.weights import Packed, Snapshot
 
 
@@ -53,7 +54,28 @@ def test_another_tensor_is_seen(weight: torch.nn.Parameter) -> None:
 def test_inference_tensors_never_count_as_fresh() -> None:
     with torch.inference_mode():
         tensor = torch.ones(3)
-    assert not Snapshot([tensor]).matches([tensor])
+    plain = torch.ones(3)
+    for tensors in ([tensor], [plain, tensor], [tensor, plain]):
+        assert Snapshot(tensors).seen is None
+        assert not Snapshot(tensors).matches(tensors)
+
+
+@pytest.mark.parametrize("unchanged", [weights._unchanged, weights._unchanged_in_python])
+def test_tensors_that_are_only_read_need_no_version(unchanged, monkeypatch, weight: torch.nn.Parameter) -> None:
+    monkeypatch.setattr(weights, "_unchanged", unchanged)
+    with torch.inference_mode():
+        read = torch.ones(3)
+        other = torch.ones(3)
+    snapshot = Snapshot([weight], [read])
+    assert snapshot.matches([weight, read])
+    with torch.inference_mode():
+        read.mul_(2)
+    assert snapshot.matches([weight, read])
+    assert not snapshot.matches([weight, other])
+    assert not snapshot.matches([weight])
+    in_place(weight)
+    assert not snapshot.matches([weight, read])
+    assert Snapshot([], [read]).matches([read])
 
 
 def test_packing_happens_once_for_each_state(weight: torch.nn.Parameter) -> None:
@@ -66,6 +88,18 @@ def test_packing_happens_once_for_each_state(weight: torch.nn.Parameter) -> None
     in_place(weight)
     assert packed.get([weight, None], 2) == 60
     assert calls == [2, 3, 2]
+
+
+def test_nothing_is_kept_of_tensors_without_a_version(weight: torch.nn.Parameter) -> None:
+    packed = Packed(lambda tensors: tensors[0].sum().item())
+    with torch.inference_mode():
+        bias = torch.ones(2)
+    assert packed.get([weight, bias]) == 15
+    assert packed.get([bias, weight]) == 2
+    assert len(packed._entries) == 0
+    with torch.inference_mode():
+        bias.add_(1)
+    assert packed.get([bias, weight]) == 4
 
 
 def test_entries_go_with_their_tensor_and_are_few(weight: torch.nn.Parameter) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgraph.bench.backends.backend import Backend, Setting
+from fastgraph.extras import require
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -36,6 +37,7 @@ class OnnxruntimePlain(Backend):
 
     def prepare(self, model: nn.Module, x: Tensor, setting: Setting) -> None:
         """Exports the model and opens a session on the provider that was asked for, or raises."""
+        require("onnxruntime", by="the onnxruntime backend")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgraph.bench.backends.backend import Backend, Setting
+from fastgraph.extras import require
 
 
 class OpenVino(Backend):
@@ -26,6 +27,7 @@ class OpenVino(Backend):
 
     def prepare(self, model: nn.Module, x: Tensor, setting: Setting) -> None:
         """Exports the model, fixes the shape, compiles; RuntimeError where the dtype cannot be had."""
+        require("openvino", by="the OpenVINO backend")
         import openvino
 
         wanted = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[setting.dtype]

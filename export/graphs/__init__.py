@@ -39,7 +39,8 @@ def draw(model: nn.Module, example_inputs: tuple[Any, ...], *, name: str = "", m
     modules = [optimized.captured.graph_module, optimized.rewritten.graph_module]
     recorded = [record(module, flat) for module in modules]
     seconds: list[Any] = [None, None]
-    notes = [f"CPU kernels: {fastgraph.cpu_capability()}, torch {torch.__version__}, {platform.machine()}"]
+    versions = f"fastgraph {fastgraph.__version__}, torch {torch.__version__}"
+    notes = [f"CPU kernels: {fastgraph.cpu_capability()}, {versions}, {platform.machine()}"]
     kernels = None
     if measured:
         compiled, why_not = _compiled(optimized.captured.graph_module, flat)

@@ -6,12 +6,15 @@ import shutil
 import subprocess
 import textwrap
 from pathlib import Path
-
-import graphviz
+from typing import TYPE_CHECKING
 
 from fastgraph.export import files
 from fastgraph.export.graphs import text
 from fastgraph.export.graphs.nodes import Graph, Node, Picture
+from fastgraph.extras import require
+
+if TYPE_CHECKING:
+    import graphviz
 
 INSTALL = "graphviz's `dot` is not installed, so there are no SVG and PNG: apt install graphviz (or brew, conda)"
 TIMEOUT_S = 60
@@ -24,7 +27,11 @@ def to_dot(picture: Picture) -> str:
     """The graphs side by side. A box around eager nodes has the name of the rewritten operator that stands for them.
 
     Where times were measured, a node is the more orange the longer it takes, compared with the whole captured graph.
+    ModuleNotFoundError where the Python package graphviz is not installed.
     """
+    require("graphviz", by="export.graphs.to_dot")
+    import graphviz
+
     dot = graphviz.Digraph(picture.name, graph_attr=_ATTRIBUTES)
     notes = [line for note in picture.notes for line in textwrap.wrap(note, 90)]
     dot.attr(label="\\n".join(_escape(line) for line in (picture.name, *notes)), labelloc="t", fontsize="16")
@@ -122,4 +129,6 @@ def _id(index: int, name: str) -> str:
 
 
 def _escape(line: str) -> str:
+    import graphviz
+
     return str(graphviz.escape(line))

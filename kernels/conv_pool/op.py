@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fastgraph.kernels import autograd, native
-from fastgraph.kernels.checks import require, require_like, shape_of
+from fastgraph.kernels.checks import require, require_like
 from fastgraph.kernels.conv_pool import reference
 from fastgraph.kernels.cuda import dispatch as cuda
 from fastgraph.kernels.mlp.op import LIBRARY
@@ -78,31 +78,32 @@ def check_geometry(op: str, geometry: Geometry) -> None:
     least = (1, 0, 1, 1, 1, 0)
     for name, value, smallest in zip(names, geometry, least, strict=False):
         fits = len(value) == 2 and min(value) >= smallest
-        require(fits, f"{op}: {name}: needs two numbers of at least {smallest}, got {list(value)}")
+        require(fits, "{}: {}: needs two numbers of at least {}, got {}", op, name, smallest, list(value))
     kernel, padding = geometry[3], geometry[5]
     fits = all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
-    require(fits, f"{op}: pool_padding: needs at most half of pool_kernel_size {list(kernel)}, got {list(padding)}")
+    most = "needs at most half of pool_kernel_size"
+    require(fits, "{}: pool_padding: {} {}, got {}", op, most, list(kernel), list(padding))
     reason = refusal(geometry)
-    require(reason is None, f"{op}: {reason}")
+    require(reason is None, "{}: {}", op, reason)
 
 
 def check(op: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> None:
     """The contract of the op, on real and on fake tensors."""
     check_geometry(op, geometry)
-    require(weight.dim() == 4, f"{op}: weight: needs shape [O, C, kernel_h, kernel_w], got {shape_of(weight)}")
+    require(weight.dim() == 4, "{}: weight: needs shape [O, C, kernel_h, kernel_w], got {}", op, weight.shape)
     channels = weight.shape[1]
     fits = input.dim() == 4 and input.shape[1] == channels
-    require(fits, f"{op}: input: needs shape [B, {channels}, H, W], got {shape_of(input)}")
+    require(fits, "{}: input: needs shape [B, {}, H, W], got {}", op, channels, input.shape)
     if bias is not None:
         fits = bias.dim() == 1 and bias.shape[0] == weight.shape[0]
-        require(fits, f"{op}: bias: needs shape [{weight.shape[0]}], got {shape_of(bias)}")
+        require(fits, "{}: bias: needs shape [{}], got {}", op, weight.shape[0], bias.shape)
     require_like(op, input, weight=weight, bias=bias)
     stride, padding, dilation, *_ = geometry
     pooled = output_shape(input, weight, geometry)[2:]
     for axis, name in ((0, "H"), (1, "W")):
         conv = conv_size(input.shape[2 + axis], weight.shape[2 + axis], stride[axis], padding[axis], dilation[axis])
         fits = conv >= 1 and pooled[axis] >= 1
-        require(fits, f"{op}: input: needs a larger {name} for kernel and pool to fit, got {shape_of(input)}")
+        require(fits, "{}: input: needs a larger {} for kernel and pool to fit, got {}", op, name, input.shape)
 
 
 def check_arguments(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> None:
@@ -215,7 +216,7 @@ LIBRARY.impl("conv_pool", conv_pool_cpu, "CPU")
 LIBRARY.impl("conv_pool", conv_pool_aten, "CompositeExplicitAutograd")
 cuda.register(LIBRARY, "conv_pool", check_arguments, conv_pool_aten)
 torch.library.register_fake("fastgraph::conv_pool", fake, lib=LIBRARY)
-autograd.register(LIBRARY, "conv_pool", setup_context, backward)
+autograd.register(LIBRARY, "conv_pool", setup_context, backward, conv_pool_aten)
 
 
 class Direct:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fastgraph.kernels import autograd, native
-from fastgraph.kernels.checks import require, shape_of
+from fastgraph.kernels.checks import require
 from fastgraph.kernels.conv_pool import op as conv_pool
 from fastgraph.kernels.conv_pool_mlp import reference
 from fastgraph.kernels.cuda import dispatch as cuda
@@ -48,8 +48,8 @@ def check(input: torch.Tensor, arguments: Arguments) -> None:
     mlp.require_like("conv_pool_mlp", input, weights=weights, biases=biases)
     features = weights[0].shape[1]
     elements = pooled_elements(input, weight, geometry)
-    message = f"conv_pool_mlp: input: needs pooled rows that divide into [-1, {features}], got {shape_of(input)}"
-    require(elements % features == 0, message)
+    needs = f"needs pooled rows that divide into [-1, {features}]"
+    require(elements % features == 0, "conv_pool_mlp: input: {}, got {}", needs, input.shape)
 
 
 def pooled_elements(input: torch.Tensor, weight: torch.Tensor, geometry: tuple[Any, ...]) -> Any:
@@ -139,7 +139,7 @@ LIBRARY.impl("conv_pool_mlp", conv_pool_mlp_cpu, "CPU")
 LIBRARY.impl("conv_pool_mlp", conv_pool_mlp_aten, "CompositeExplicitAutograd")
 cuda.register(LIBRARY, "conv_pool_mlp", lambda input, *rest: check(input, rest), conv_pool_mlp_aten)
 torch.library.register_fake("fastgraph::conv_pool_mlp", fake, lib=LIBRARY)
-autograd.register(LIBRARY, "conv_pool_mlp", setup_context, backward)
+autograd.register(LIBRARY, "conv_pool_mlp", setup_context, backward, conv_pool_mlp_aten)
 
 
 class Direct:

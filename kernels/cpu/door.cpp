@@ -10,6 +10,7 @@
 
 #include <array>
 #include <map>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <vector>
@@ -17,6 +18,8 @@
 #include "../conv_pool/cpu.h"
 #include "../mlp/cpu.h"
 #include "dlpack.h"
+#include "gc.h"
+#include "structure.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -27,8 +30,8 @@ namespace {
 constexpr size_t kMaxForms = 4096;
 constexpr int kMaxRank = 4;
 
-// Data type, rank and sizes of an input.
-using Form = std::array<int64_t, 2 + kMaxRank>;
+// Data type, rank and sizes of an input, and for a gate that minds them its strides.
+using Form = std::array<int64_t, 2 + 2 * kMaxRank>;
 
 // torch's table, or null where this torch has none of the version that dlpack.h describes.
 const dlpack::ExchangeApi* exchange_api() {
@@ -65,6 +68,11 @@ struct Torch {
   nb::object is_neg = tensor.attr("is_neg");
   nb::object is_grad_enabled = module.attr("is_grad_enabled");
   nb::object get_num_threads = module.attr("get_num_threads");
+  nb::object functions_disabled = module.attr("_C").attr("DisableTorchFunction");
+  nb::dict forward_ad = nb::module_::import_("torch.autograd.forward_ad").attr("__dict__");
+  nb::object current_level = interned("_current_level");
+  nb::object enter = interned("__enter__");
+  nb::object exit = interned("__exit__");
   nb::object version = interned("_version");
   nb::object requires_grad = interned("requires_grad");
 
@@ -78,9 +86,33 @@ struct Torch {
   }
 
   bool wants_grad(PyObject* object) const { return is_true(checked(PyObject_GetAttr(object, requires_grad.ptr()))); }
+
+  // Whether inputs may carry tangents. Torch has no function to ask; its forward_ad keeps the number of levels less one.
+  bool has_dual_level() const {
+    PyObject* const level = PyDict_GetItemWithError(forward_ad.ptr(), current_level.ptr());
+    return level == nullptr || PyLong_AsLong(level) >= 0;
+  }
 };
 
-// Where a tensor is kept, and what it was when its values were packed.
+// Looks at tensors, and results, do not go to the modes on torch's stack of functions: each would take its Python code.
+class WithoutModes {
+ public:
+  explicit WithoutModes(const Torch& torch) : torch_(torch), guard_(call(torch.functions_disabled)) {
+    checked(PyObject_CallMethodNoArgs(guard_.ptr(), torch_.enter.ptr()));
+  }
+  WithoutModes(const WithoutModes&) = delete;
+  ~WithoutModes() {
+    PyObject* const done = PyObject_CallMethodObjArgs(guard_.ptr(), torch_.exit.ptr(), Py_None, Py_None, Py_None, nullptr);
+    if (done == nullptr) PyErr_WriteUnraisable(guard_.ptr());
+    Py_XDECREF(done);
+  }
+
+ private:
+  const Torch& torch_;
+  nb::object guard_;
+};
+
+// Where a tensor is kept, and what it was when its values were packed; a version of -1 is not looked at.
 struct Watched {
   nb::dict owner;
   nb::object name;
@@ -93,7 +125,7 @@ struct Watched {
     PyObject* now = tensor();
     dlpack::Tensor memory;
     if (uintptr_t(now) != object || !torch.look(now, memory) || uintptr_t(memory.data) != address) return false;
-    return PyLong_AsLongLong(checked(PyObject_GetAttr(now, torch.version.ptr())).ptr()) == version;
+    return version < 0 || PyLong_AsLongLong(checked(PyObject_GetAttr(now, torch.version.ptr())).ptr()) == version;
   }
 };
 
@@ -106,20 +138,27 @@ bool is_contiguous(const dlpack::Tensor& x) {
   return true;
 }
 
-// Data type, rank and sizes; false where there are too many of them.
-bool form_of(const dlpack::Tensor& x, Form& form) {
+// False where there are too many sizes.
+bool form_of(const dlpack::Tensor& x, Form& form, bool strides = false) {
   if (x.rank > kMaxRank) return false;
   form = {int64_t(x.dtype.code) << 32 | x.dtype.bits << 16 | x.dtype.lanes, x.rank};
-  for (int i = 0; i < x.rank; i++) form[2 + i] = x.shape[i];
+  for (int i = 0; i < x.rank; i++) {
+    form[2 + i] = x.shape[i];
+    if (strides) form[2 + kMaxRank + i] = x.strides[i];
+  }
   return true;
 }
 
 // What has to hold in a call for packed weights, or whatever else was computed from parameters, to be used as they are.
 class Watch {
  public:
-  Watch(nb::list watchers, nb::list watched) {
+  Watch(nb::list watchers, nb::list watched, nb::object structure)
+      : structure_(nb::cast<const Structure*>(structure)), structure_object_(structure) {
     if (torch_.api == nullptr) throw std::runtime_error("Door: needs torch.Tensor.__dlpack_c_exchange_api__ of version 1");
-    for (nb::handle watcher : watchers) watchers_.push_back(nb::borrow(watcher));
+    for (nb::handle entry : watchers) {
+      const auto watcher = nb::cast<nb::tuple>(entry);
+      watchers_.push_back({watcher[0], watcher[1]});
+    }
     for (nb::handle entry : watched) {
       const auto record = nb::cast<nb::tuple>(entry);
       watched_.push_back({nb::cast<nb::dict>(record[0]), record[1], nb::cast<uintptr_t>(record[2]), nb::cast<uintptr_t>(record[3]),
@@ -129,6 +168,7 @@ class Watch {
 
   int traverse(visitproc visit, void* arg) {
     for (const Watched& w : watched_) Py_VISIT(w.owner.ptr());
+    Py_VISIT(structure_object_.ptr());
     return 0;
   }
 
@@ -138,17 +178,32 @@ class Watch {
     return reinterpret_cast<PyObject*>(Py_TYPE(input)) == torch_.tensor.ptr() && torch_.look(input, x) && x.device.type == dlpack::kCpu;
   }
 
-  // Nobody watches, parameters are what they were, and no gradient is wanted of them or of the arguments, which are tensors.
-  bool is_calm(PyObject* arguments) const { return !is_watched() && is_fresh() && !wants_grad(arguments); }
+  // Nobody watches, parameters and modules are what they were, and no gradient is wanted of parameters or arguments, which
+  // are tensors. A mode that was excused is passed by as long as `without` lives.
+  bool is_calm(PyObject* arguments, std::optional<WithoutModes>& without) const {
+    return !is_watched(without) && is_fresh() && !wants_grad(arguments) && (structure_ == nullptr || structure_->unchanged());
+  }
 
-  void forget() { watched_.clear(); }
+  void forget() {
+    watched_.clear();
+    structure_ = nullptr;
+    structure_object_.reset();
+  }
 
   Torch torch_;
 
  private:
-  bool is_watched() const {
-    for (const nb::object& watcher : watchers_)
-      if (is_true(call(watcher))) return true;
+  struct Watcher {
+    nb::object watches, excuse;  // the latter or None: whether what watches may be passed by
+  };
+
+  bool is_watched(std::optional<WithoutModes>& without) const {
+    if (!watchers_.empty() && torch_.has_dual_level()) return true;
+    for (const auto& [watches, excuse] : watchers_) {
+      if (!is_true(call(watches))) continue;
+      if (excuse.is_none() || !is_true(call(excuse))) return true;
+      without.emplace(torch_);
+    }
     return false;
   }
 
@@ -168,14 +223,16 @@ class Watch {
     return false;
   }
 
-  std::vector<nb::object> watchers_;
+  std::vector<Watcher> watchers_;
   std::vector<Watched> watched_;
+  const Structure* structure_;
+  nb::object structure_object_;
 };
 
 class Door : public Watch {
  public:
-  Door(nb::list watchers, nb::list watched, nb::object conv_pool, nb::object mlp)
-      : Watch(watchers, watched), conv_pool_(nb::cast<const ConvPool*>(conv_pool)), mlp_(nb::cast<const Mlp*>(mlp)), kernels_{conv_pool, mlp} {
+  Door(nb::list watchers, nb::list watched, nb::object conv_pool, nb::object mlp, nb::object structure)
+      : Watch(watchers, watched, structure), conv_pool_(nb::cast<const ConvPool*>(conv_pool)), mlp_(nb::cast<const Mlp*>(mlp)), kernels_{conv_pool, mlp} {
     if (conv_pool_ == nullptr && mlp_ == nullptr) throw std::invalid_argument("Door: needs conv_pool or mlp, got neither");
   }
 
@@ -186,15 +243,16 @@ class Door : public Watch {
     if (admitted_.size() < kMaxForms && torch_.look(input.ptr(), x) && form_of(x, form)) admitted_[form] = size;
   }
 
-  // The result, or None where the general way has to decide.
+  // The result, or None where the general way has to decide. The form first: callers try several doors one after the other.
   nb::object pass(PyObject* arguments) const {
     dlpack::Tensor x;
     Form form;
     if (PyTuple_GET_SIZE(arguments) != 1) return nb::none();
     PyObject* const input = PyTuple_GET_ITEM(arguments, 0);
-    if (!takes(input, x) || !form_of(x, form) || !is_calm(arguments)) return nb::none();
+    if (!looks_plain(input, x) || !form_of(x, form)) return nb::none();
     const auto size = admitted_.find(form);
-    if (size == admitted_.end()) return nb::none();
+    std::optional<WithoutModes> without;
+    if (size == admitted_.end() || !is_calm(arguments, without) || !has_values_in_order(input, x)) return nb::none();
     return compute(input, form, x.data, size->second);
   }
 
@@ -204,9 +262,9 @@ class Door : public Watch {
   }
 
  private:
-  // A plain tensor of values that lie in the CPU's memory in order, as they are.
-  bool takes(PyObject* input, dlpack::Tensor& x) const {
-    if (!looks_plain(input, x) || x.data == nullptr || !is_contiguous(x)) return false;
+  // As they are, in memory.
+  bool has_values_in_order(PyObject* input, const dlpack::Tensor& x) const {
+    if (x.data == nullptr || !is_contiguous(x)) return false;
     return !is_true(checked(PyObject_CallOneArg(torch_.is_neg.ptr(), input)));
   }
 
@@ -224,7 +282,7 @@ class Door : public Watch {
 
   void run(const Form& form, const float* x, float* y, int threads) const {
     const nb::gil_scoped_release release;
-    const auto [dtype, rank, batch, channels, height, width] = form;
+    const int64_t batch = form[2], height = form[4], width = form[5];
     if (conv_pool_ == nullptr)
       mlp_->run(x, mlp_->in_features(), batch, y, threads);
     else if (mlp_ == nullptr)
@@ -241,7 +299,7 @@ class Door : public Watch {
 
 class Gate : public Watch {
  public:
-  using Watch::Watch;
+  Gate(nb::list watchers, nb::list watched, nb::object structure, bool strides) : Watch(watchers, watched, structure), strides_(strides) {}
 
   // From now on it is open to inputs of these data types and shapes.
   void admit(nb::args inputs) {
@@ -252,7 +310,8 @@ class Gate : public Watch {
   // Whether it is open.
   nb::object pass(PyObject* arguments) const {
     std::vector<Form> forms;
-    return nb::bool_(forms_of(arguments, forms) && is_calm(arguments) && admitted_.count(forms) > 0);
+    std::optional<WithoutModes> without;
+    return nb::bool_(forms_of(arguments, forms) && admitted_.count(forms) > 0 && is_calm(arguments, without));
   }
 
   void clear() {
@@ -265,10 +324,11 @@ class Gate : public Watch {
     dlpack::Tensor x;
     forms.resize(size_t(PyTuple_GET_SIZE(inputs)));
     for (size_t i = 0; i < forms.size(); i++)
-      if (!looks_plain(PyTuple_GET_ITEM(inputs, Py_ssize_t(i)), x) || !form_of(x, forms[i])) return false;
+      if (!looks_plain(PyTuple_GET_ITEM(inputs, Py_ssize_t(i)), x) || !form_of(x, forms[i], strides_)) return false;
     return true;
   }
 
+  bool strides_;
   std::set<std::vector<Form>> admitted_;
 };
 
@@ -286,29 +346,18 @@ PyObject* pass(PyObject* self, PyObject* arguments, PyObject*) noexcept {
 }
 
 template <class T>
-int traverse(PyObject* self, visitproc visit, void* arg) {
-  Py_VISIT(Py_TYPE(self));
-  return nb::inst_ready(self) ? nb::inst_ptr<T>(self)->traverse(visit, arg) : 0;
-}
-
-template <class T>
-int clear(PyObject* self) {
-  nb::inst_ptr<T>(self)->clear();
-  return 0;
-}
-
-template <class T>
 PyType_Slot slots[] = {{Py_tp_call, (void*)pass<T>}, {Py_tp_traverse, (void*)traverse<T>}, {Py_tp_clear, (void*)clear<T>}, {0, nullptr}};
 
 }  // namespace
 
 void bind_door(nb::module_& m) {
   nb::class_<Door>(m, "Door", nb::type_slots(slots<Door>), "See kernels/door.py.")
-      .def(nb::init<nb::list, nb::list, nb::object, nb::object>(), "watchers"_a, "watched"_a, "conv_pool"_a.none(), "mlp"_a.none())
+      .def(nb::init<nb::list, nb::list, nb::object, nb::object, nb::object>(), "watchers"_a, "watched"_a, "conv_pool"_a.none(),
+           "mlp"_a.none(), "structure"_a = nb::none())
       .def_static("is_supported", [] { return exchange_api() != nullptr; }, "Whether this torch lets the door look at its tensors.")
       .def("admit", &Door::admit, "input"_a, "size"_a);
   nb::class_<Gate>(m, "Gate", nb::type_slots(slots<Gate>), "See kernels/door.py.")
-      .def(nb::init<nb::list, nb::list>(), "watchers"_a, "watched"_a)
+      .def(nb::init<nb::list, nb::list, nb::object, bool>(), "watchers"_a, "watched"_a, "structure"_a = nb::none(), "strides"_a = false)
       .def("admit", &Gate::admit);
 }
 

@@ -70,7 +70,7 @@ COMPILED = (
     "sm_100",
     "sm_120",
     "gfx942",
-)  # by `python -m kernels.triton_aot`
+)  # by `python -m fastgraph.kernels.triton_aot`
 OLDEST = 75
 
 

@@ -1,7 +1,8 @@
 """Tiles: how much of the work one program takes. Defaults by shape and architecture, and candidates to measure.
 
-A default has been compiled for every architecture in `architecture.COMPILED` by `python -m kernels.triton_aot`: it fits
-the shared memory and spills no register. Which candidate is fastest only a GPU can say (`kernels.cuda.choices`).
+A default has been compiled for every architecture in `architecture.COMPILED` by
+`python -m fastgraph.kernels.triton_aot`: it fits the shared memory and spills no register. Which candidate is fastest
+only a GPU can say (`kernels.cuda.choices`).
 """
 
 from collections.abc import Iterator

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fastgraph.kernels import autograd, native
-from fastgraph.kernels.checks import require, require_like, shape_of
+from fastgraph.kernels.checks import require, require_like
 from fastgraph.kernels.cuda import dispatch as cuda
 from fastgraph.kernels.mlp import reference
 from fastgraph.kernels.weights import Packed
@@ -54,23 +54,21 @@ def check_activations(activations: Sequence[str]) -> None:
 
 def check_layers(op: str, weights: Weights, biases: Biases, activations: Sequence[str]) -> None:
     """The chain in itself: as many of each, features that fit."""
-    require(len(weights) > 0, f"{op}: weights: needs at least one layer, got none")
-    same = len(weights) == len(biases) == len(activations)
-    require(
-        same,
-        f"{op}: needs as many weights, biases and activations, got {len(weights)}, {len(biases)}, {len(activations)}",
-    )
+    require(len(weights) > 0, "{}: weights: needs at least one layer, got none", op)
+    counts = (len(weights), len(biases), len(activations))
+    same = counts[0] == counts[1] == counts[2]
+    require(same, "{}: needs as many weights, biases and activations, got {}", op, ", ".join(map(str, counts)))
     check_activations(activations)
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        require(
-            weight.dim() == 2, f"{op}: weights[{i}]: needs shape [out_features, in_features], got {shape_of(weight)}"
-        )
+        message = "needs shape [out_features, in_features]"
+        require(weight.dim() == 2, "{}: weights[{}]: {}, got {}", op, i, message, weight.shape)
         if i > 0:
             before = weights[i - 1].shape[0]
-            require(weight.shape[1] == before, f"{op}: weights[{i}]: needs shape [*, {before}], got {shape_of(weight)}")
+            fits = weight.shape[1] == before
+            require(fits, "{}: weights[{}]: needs shape [*, {}], got {}", op, i, before, weight.shape)
         if bias is not None:
             fits = bias.dim() == 1 and bias.shape[0] == weight.shape[0]
-            require(fits, f"{op}: biases[{i}]: needs shape [{weight.shape[0]}], got {shape_of(bias)}")
+            require(fits, "{}: biases[{}]: needs shape [{}], got {}", op, i, weight.shape[0], bias.shape)
 
 
 def check(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> None:
@@ -78,7 +76,7 @@ def check(input: torch.Tensor, weights: Weights, biases: Biases, activations: Se
     check_layers("mlp", weights, biases, activations)
     features = weights[0].shape[1]
     fits = input.dim() >= 1 and input.shape[-1] == features
-    require(fits, f"mlp: input: needs shape [..., {features}], got {shape_of(input)}")
+    require(fits, "mlp: input: needs shape [..., {}], got {}", features, input.shape)
     require_like("mlp", input, weights=weights, biases=biases)
 
 
@@ -119,18 +117,25 @@ def run(packed_mlp: Any, rows: torch.Tensor, count: int, stride: int, out_featur
 
 def mlp_cpu(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
     """The op on CPU tensors."""
-    check(input, weights, biases, activations)
-    if not native.takes(*weights, *biases) or not native.is_plain(input):
+    packed_mlp = _packed.find([*weights, *biases], tuple(activations)) if weights else None
+    known = packed_mlp is not None and input.dim() == 2 and input.dtype is weights[0].dtype
+    if not known or input.shape[1] != weights[0].shape[1]:  # else these weights have been checked before
+        check(input, weights, biases, activations)
+        if not native.takes(*weights, *biases):
+            return reference.mlp(input, weights, biases, activations)
+        packed_mlp = packed(weights, biases, activations)
+    if not native.is_plain(input):
         return reference.mlp(input, weights, biases, activations)
-    rows = (
-        input.reshape(-1, input.shape[-1])
-        if input.numel()
-        else input.new_empty(input.shape[:-1].numel(), input.shape[-1])
-    )
+    rows = input if input.dim() == 2 else _as_rows(input)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    packed_mlp = packed(weights, biases, activations)
     output = run(packed_mlp, rows, rows.shape[0], rows.stride(0), weights[-1].shape[0])
-    return output.view(*input.shape[:-1], weights[-1].shape[0])
+    return output if input.dim() == 2 else output.view(*input.shape[:-1], weights[-1].shape[0])
+
+
+def _as_rows(input: torch.Tensor) -> torch.Tensor:
+    if input.numel():
+        return input.reshape(-1, input.shape[-1])
+    return input.new_empty(input.shape[:-1].numel(), input.shape[-1])
 
 
 def mlp_aten(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
@@ -218,7 +223,7 @@ LIBRARY.impl("mlp", mlp_cpu, "CPU")
 LIBRARY.impl("mlp", mlp_aten, "CompositeExplicitAutograd")
 cuda.register(LIBRARY, "mlp", check, mlp_aten)
 torch.library.register_fake("fastgraph::mlp", fake, lib=LIBRARY)
-autograd.register(LIBRARY, "mlp", setup_context, backward)
+autograd.register(LIBRARY, "mlp", setup_context, backward, mlp_aten)
 
 
 class Direct:

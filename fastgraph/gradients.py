@@ -1,0 +1,171 @@
+"""The direct engine's program with gradients on: packed weights and computed constants as without, and a backward.
+
+A constant that is computed from parameters (a folded batch-norm) is not computed in the call, and gradients still reach
+the parameters: its computation is repeated in backward, with gradients. A fused op runs its packed kernel, and its
+backward is the op's own.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastgraph.kernels import autograd
+from fastgraph.kernels.conv_pool import op as conv_pool
+from fastgraph.kernels.conv_pool_mlp import op as conv_pool_mlp
+from fastgraph.kernels.mlp import op as mlp
+
+_OPS: dict[Any, Any] = {
+    torch.ops.fastgraph.mlp.default: mlp,
+    torch.ops.fastgraph.conv_pool.default: conv_pool,
+    torch.ops.fastgraph.conv_pool_mlp.default: conv_pool_mlp,
+}
+
+
+class GradientProgram:
+    """`graph` as a function of its inputs. `slots`: where its parameters are; `doors`: the fused ops that have packed
+    weights, with the names of their kernels among a state's values."""
+
+    def __init__(
+        self, graph: fx.Graph, constants: set[fx.Node], slots: dict[fx.Node, Any], doors: dict[fx.Node, str]
+    ) -> None:
+        self._slots, self._doors = slots, doors
+        used = [n for n in graph.nodes if n.op == "call_function" and n in constants]
+        self._computed = [n for n in used if any(user not in constants for user in n.users)]
+        self._computing = _Computing(graph, constants, self._computed, list(slots)) if self._computed else None
+        self._forward = compiled(self._program(graph, constants))
+        self._functions = {name: _differentiable(node) for node, name in doors.items()}
+
+    def _program(self, graph: fx.Graph, constants: set[fx.Node]) -> fx.Graph:
+        program = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        names = {node: f"parameter_{i}" for i, node in enumerate(self._slots)}
+        for node in graph.nodes:
+            if node in names:
+                mapping[node] = program.get_attr(names[node])
+        if self._computed:
+            computed = program.call_module("computed")
+            for i, node in enumerate(self._computed):
+                mapping[node] = program.call_function(_item, (computed, i))
+        for node in graph.nodes:
+            if node in mapping or node in constants:
+                continue
+            if node in self._doors:
+                flat = [mapping.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf for leaf in _flat(node)]
+                mapping[node] = program.call_module(self._doors[node], (mapping[node.args[0]], *flat))
+            else:
+                mapping[node] = program.node_copy(node, lambda n: mapping[n])
+        return program
+
+    def bind(self, values: SimpleNamespace, computed: dict[fx.Node, torch.Tensor]) -> Callable[..., Any]:
+        """The program for one state of the parameters: `values` have the kernels, `computed` the constants."""
+        parameters = [owner[name] for owner, name in self._slots.values()]
+        bound = {f"parameter_{i}": parameter for i, parameter in enumerate(parameters)}
+        for name, function in self._functions.items():
+            bound[name] = partial(function.apply, getattr(values, name))
+        if self._computing is not None:
+            bound["computed"] = partial(self._computing, [computed[node] for node in self._computed], parameters)
+        return partial(self._forward, SimpleNamespace(**bound))
+
+
+def _item(values: Any, index: int) -> Any:
+    return values[index]
+
+
+def _flat(node: fx.Node) -> list[Any]:
+    """All arguments of a fused op but its input, flattened."""
+    return autograd.flatten(node.args[1:])[0]
+
+
+class _Kept:
+    """What an op's backward finds on its ctx."""
+
+    saved_tensors: tuple[torch.Tensor, ...] = ()
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None:
+        """As that of an autograd.Function's ctx."""
+        self.saved_tensors = tensors
+
+
+def _differentiable(node: fx.Node) -> Any:
+    """An autograd.Function of (kernel, input, *flattened arguments). Arguments are put in order in backward only."""
+    op = _OPS[node.target]
+    leaves, lengths = autograd.flatten(node.args[1:])
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)]
+
+    def forward(ctx: Any, kernel: Any, input: torch.Tensor, *flat: Any) -> torch.Tensor:
+        ctx.save_for_backward(input, *(flat[i] for i in places))
+        result: torch.Tensor = kernel(input)
+        return result
+
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        input, *tensors = ctx.saved_tensors
+        flat = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            flat[place] = tensor
+        kept = _Kept()
+        op.setup_context(kept, (input, *autograd.unflatten(flat, lengths)), None)
+        gradients: tuple[Any, ...] = op.backward(kept, grad)
+        return gradients
+
+    name = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
+    return autograd._function(name, backward, 1, forward)
+
+
+class _Computing:
+    """Constants that are computed from parameters: known in forward, computed again in backward."""
+
+    def __init__(self, graph: fx.Graph, constants: set[fx.Node], results: list[fx.Node], given: list[fx.Node]) -> None:
+        program = fx.Graph()
+        mapping = {node: program.placeholder(f"parameter_{i}") for i, node in enumerate(given)}
+        for node in graph.nodes:
+            if node in constants and node not in mapping:
+                mapping[node] = program.node_copy(node, lambda n: mapping[n])
+        program.output(tuple(mapping[node] for node in results))
+        program.eliminate_dead_code()
+        compute = compiled(program)
+        self._function = _recomputed(lambda parameters: compute(None, *parameters))
+
+    def __call__(self, cached: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        result: tuple[torch.Tensor, ...] = self._function.apply(cached, *parameters)
+        return result
+
+
+def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]) -> Any:
+    class Computed(torch.autograd.Function):
+        """`cached` is `compute(parameters)`."""
+
+        @staticmethod
+        def forward(ctx: Any, cached: Sequence[torch.Tensor], *parameters: torch.Tensor) -> Any:
+            ctx.save_for_backward(*parameters)
+            results = tuple(value.detach() for value in cached)
+            ctx.mark_non_differentiable(*(r for r in results if not (r.is_floating_point() or r.is_complex())))
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+            again = torch.is_grad_enabled()  # for derivatives of derivatives
+            needed = ctx.needs_input_grad[1:]
+            with torch.enable_grad():
+                given = ctx.saved_tensors
+                if not again:
+                    given = [t.detach().requires_grad_(n) for t, n in zip(given, needed, strict=True)]
+                results = compute(given)
+                pairs = [(r, g) for r, g in zip(results, grads, strict=True) if r.requires_grad and g is not None]
+            wanted = [t for t, n in zip(given, needed, strict=True) if n]
+            outputs, weights = zip(*pairs, strict=True) if pairs else ((), ())
+            found = iter(torch.autograd.grad(outputs, wanted, weights, create_graph=again, allow_unused=True))
+            return None, *(next(found) if n else None for n in needed)
+
+    return Computed
+
+
+def compiled(program: fx.Graph) -> Callable[..., Any]:
+    """The graph as a Python function of an object with its attributes, and its inputs."""
+    code = program.python_code("self")
+    namespace = dict(code.globals)
+    exec(code.src, namespace)
+    return namespace["forward"]

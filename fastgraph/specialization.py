@@ -1,0 +1,174 @@
+"""One captured graph with what runs it: a module has one for each class of calls that it was called with."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fastgraph import cuda, precision
+from fastgraph.capture import Captured, read_from, rebind
+from fastgraph.direct import Direct, State
+from fastgraph.kernels.door import is_quiet
+from fastgraph.regions import is_switch, without_switches
+from fastgraph.rewrite import Rewritten, rewrite
+
+
+class Specialization:
+    """`run(tensors)` computes the flattened results for inputs that `captured`, a graph of `model`, holds for.
+
+    engine: "direct", "inductor" or "max-autotune", as in `optimize`; dtype: what it computes in, None for the model's.
+    """
+
+    def __init__(
+        self, model: nn.Module, captured: Captured, *, dtype: torch.dtype | None, engine: str, structure: Any = None
+    ) -> None:
+        self._model, self.captured, self._dtype = model, captured, dtype
+        self.engine = _engine(captured) if engine == "auto" else engine
+        inference = fx.GraphModule(captured.graph_module, _copy(captured.graph))
+        without_switches(inference.graph)
+        self.rewritten = self._rewrite(inference)
+        self.on_cuda = cuda.is_on_cuda(node.meta.get("val") for node in captured.placeholders)
+        # Its native guard knows nothing of strides, and of gradients only whether they are wanted.
+        direct = self.engine == "direct" and captured.plain_arguments is not None
+        guarded = direct and captured.strides is None and captured.grads is None and not captured.state
+        self._direct = Direct(
+            captured.graph_module,
+            self.rewritten.graph,
+            out_spec=captured.out_spec if guarded else None,
+            structure=structure,
+        )
+        self._state: State | None = None
+        self.door: Any = None  # the fast path for calls like those that it admitted
+        self._compiled = None if self.engine == "direct" else self._compile()
+
+    def _rewrite(self, graph_module: fx.GraphModule) -> Rewritten:
+        rewritten = rewrite(graph_module)
+        if self._dtype is not None:
+            precision.cast(rewritten.graph_module, self._dtype)
+        read_from(self.captured.graph_module, rewritten.graph_module)
+        return rewritten
+
+    @cached_property
+    def _with_gradients(self) -> Rewritten:
+        """What runs where gradients are wanted: regions without gradients stay what they are."""
+        if not any(is_switch(node) for node in self.captured.graph.nodes):
+            return self.rewritten
+        return self._rewrite(self.captured.graph_module)
+
+    @cached_property
+    def _direct_with_gradients(self) -> Direct:
+        if self._with_gradients is self.rewritten:
+            return self._direct
+        return Direct(self.captured.graph_module, self._with_gradients.graph)
+
+    @cached_property
+    def never_wants_grad(self) -> bool:
+        """Whether all of forward is in a region without gradients."""
+        enabled, anything = True, False
+        for node in self.captured.graph.nodes:
+            if is_switch(node):
+                enabled = node.args[0]
+            elif node.op == "call_function":
+                anything = True
+                if enabled:
+                    return False
+        results = self.captured.graph.output_node().all_input_nodes
+        return anything and all(node.op == "call_function" for node in results)
+
+    def follow(self, structure: Any) -> None:
+        """Takes the model's tensors as they are now; nothing else of it has changed. `structure`: its new one."""
+        graphs = [self.captured, self.rewritten, self.__dict__.get("_with_gradients")]
+        for graph in graphs:
+            if graph is not None:
+                rebind(graph.graph_module, self._model, self.captured.attributes)
+        for direct in (self._direct, self.__dict__.get("_direct_with_gradients")):
+            if direct is not None:
+                direct.follow(structure)
+        self._state = self.door = None
+
+    def _compile(self) -> Callable[..., Sequence[Any]]:
+        if self.on_cuda:
+            return cuda.compiled(self.captured.graph_module, self.rewritten.graph_module, self.engine)
+        mode = "max-autotune" if self.engine == "max-autotune" else None
+        return torch.compile(self.rewritten.graph_module, dynamic=True, mode=mode)
+
+    def tune(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Measures the fused ops' kernels on CUDA at these sizes, for this and later processes.
+
+        Does nothing on the CPU, whose kernels have no choice to make.
+        """
+        if self.on_cuda:
+            with torch.no_grad():
+                cuda.Tuner(self.rewritten.graph_module).run(*tensors)
+            self._compiled = self._compile()
+
+    def wants_grad(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether a result of these inputs has to carry gradients."""
+        if not torch.is_grad_enabled() or self.never_wants_grad:
+            return False
+        return any(t.requires_grad for values in (tensors, self._direct.all_tensors()) for t in values)
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
+        """The flattened results."""
+        quiet = is_quiet()
+        if not quiet and _is_transformed(tensors):
+            return self.captured.graph_module(*tensors)  # a transform or autocast decides operator by operator
+        wants_grad = self.wants_grad(tensors)
+        if self._compiled is not None and not (self.on_cuda and wants_grad):
+            return self._compiled(*tensors)
+        if not quiet or any(type(t) not in (torch.Tensor, torch.nn.Parameter) for t in tensors):
+            return (self._with_gradients if wants_grad else self.rewritten).graph_module(*tensors)
+        if wants_grad:
+            return self._direct_with_gradients.run_with_gradients(*tensors)
+        if not torch.is_grad_enabled():
+            return self._run_direct(tensors)
+        with torch.no_grad():
+            return self._run_direct(tensors)
+
+    def _run_direct(self, tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
+        state = self._direct.fresh_state()
+        if state is not self._state:
+            self._state, self.door = state, _without_gradients(state.door) if self.never_wants_grad else state.door
+        results = self._direct.run(state, *tensors)
+        state.admit(*tensors)
+        return results
+
+
+def _without_gradients(door: Any) -> Any:
+    """The door of a module whose forward is without gradients, whatever the caller's mode."""
+    if door is None:
+        return None
+
+    def call(*arguments: Any) -> Any:
+        with torch.no_grad():
+            return door(*arguments)
+
+    return call
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    copied = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    copied.output(copied.graph_copy(graph, mapping))
+    copied.output_node().meta = dict(graph.output_node().meta)
+    for old, new in mapping.items():
+        new.meta = dict(old.meta)
+    return copied
+
+
+def _engine(captured: Captured) -> str:
+    """What "auto" is. Inductor's kernels for CUDA are Triton's: direct where there can be none."""
+    values = [node.meta.get("val") for node in captured.placeholders]
+    return "inductor" if cuda.is_on_cuda(values) and cuda.why_no_triton(values) is None else "direct"
+
+
+def _is_transformed(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether the call is under autocast, forward-mode differentiation or a transform of torch.func."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return any(
+        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        for device in {t.device.type for t in tensors}
+    )
