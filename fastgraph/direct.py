@@ -85,7 +85,7 @@ class Direct:
         structure: Any = None,
         doors: bool = True,
     ) -> None:
-        self._slots = {node: _slot(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
+        self._slots = {node: _slot(module, graph, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
         self._constants = self._without_unversioned(constant_nodes(graph))
         self._graph = graph
         self._structure = structure
@@ -224,8 +224,11 @@ class Direct:
         return bool(results) and all(isinstance(node, fx.Node) for node in results)
 
 
-def _slot(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
+def _slot(module: nn.Module, graph: fx.Graph, target: str) -> tuple[dict[str, Any], str]:
     """The dictionary and key that hold an attribute of the graph, now and after it is replaced."""
+    rewritten = vars(graph.owning_module) if graph.owning_module is not None else {}
+    if isinstance(rewritten.get(target), fx.GraphModule):  # a nested graph, which is no submodule of the user's model
+        return rewritten, target
     path, _, name = target.rpartition(".")
     owner = module.get_submodule(path)
     slots: dict[str, Any]

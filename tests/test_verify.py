@@ -11,7 +11,7 @@ from torch import nn
 import fastgraph
 from fastgraph.capture import capture
 from fastgraph.direct import Direct
-from fastgraph.evaluation import evaluate
+from fastgraph.evaluation import evaluate, random_nodes
 from fastgraph.models import DeepLearningModel
 from fastgraph.sums import Sums
 from fastgraph.verify import error, run, tolerance
@@ -124,6 +124,41 @@ def test_float64_is_float64_all_the_way() -> None:
         torch.testing.assert_close(results[0], torch.fft.irfft(torch.fft.rfft(h) * exact.spectrum), rtol=0, atol=1e-13)
 
 
+def test_complex_numbers_are_complex128() -> None:
+    captured = capture(Function(lambda m, z: torch.exp(z * m.spectrum) * z).eval(), (z := torch.randn(3, 5) * 1j,))
+    (result,) = run(captured, [z], torch.float64) or [None]
+    assert result is not None
+    assert result.dtype == torch.complex128
+    spectrum = captured.graph_module.spectrum.detach().to(torch.complex128)
+    wide = z.to(torch.complex128)
+    assert torch.equal(result, torch.exp(wide * spectrum) * wide)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.linear(x) + torch.rand_like(x) + torch.randn(8),
+        lambda m, x: F.dropout(m.linear(x), 0.5, True) * torch.empty(8).uniform_(),
+        lambda m, x: m.linear(x) * torch.bernoulli(x.abs().clamp(max=1)),
+    ],
+)
+def test_random_numbers_are_the_same_in_float64(function: Any) -> None:
+    """Else eager's own error, and with it the tolerance, would be as large as the numbers."""
+    said = note(Function(function), torch.randn(3, 8))
+    assert float(said.split("float64 ")[1]) < 1e-5
+
+
+def test_which_operators_draw_random_numbers() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        x = F.dropout(x, 0.5, False) + F.dropout(x, 0.0, True) + F.rrelu(x)
+        x = F.scaled_dot_product_attention(x, x, x) + F.alpha_dropout(x, 0.5, False)
+        return F.dropout(x, 0.5, True) + torch.rand_like(x) + F.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
+
+    graph = capture(Function(forward).eval(), (torch.randn(2, 3, 8),)).graph
+    drawn = [str(n.target).split(".")[1] for n in random_nodes(graph)]
+    assert drawn == ["dropout", "rand_like", "scaled_dot_product_attention"]
+
+
 def test_reading_bits_is_a_true_reason() -> None:
     said = note(Function(lambda m, x: m.linear(x).view(torch.int32) >> 3), torch.randn(3, 8))
     assert said.startswith("not verified: view")
@@ -145,10 +180,11 @@ def attention(m: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         (attention, (torch.randn(4, 5, 8), torch.zeros(5, 5)), False),
         (lambda m, x, table: m.linear(x) + table[5], (torch.randn(6, 8), torch.randn(7, 8)), False),
         (lambda m, x: m.linear(x)[3], (torch.randn(6, 8),), False),
+        (lambda m, x, i: m.linear(x)[i] + x, (torch.randn(6, 8), torch.tensor([0, 1, 0, 1, 0, 1])), False),
         (lambda m, x, y: m.linear(x) + y, (torch.randn(6, 8), torch.randn(6, 8)), True),
         (lambda m, x: m.linear(x), (torch.randn(6, 8),), True),
     ],
-    ids=["graph", "mask", "table", "row", "two", "one"],
+    ids=["graph", "mask", "table", "row", "indices", "two", "one"],
 )  # fmt: skip
 def test_only_a_batch_is_cut(function: Any, inputs: Any, rows: bool) -> None:
     said = note(Function(function), *inputs)
@@ -265,6 +301,7 @@ def test_the_promise_counts_terms_that_cancel() -> None:
         (lambda y: torch.sigmoid(y).flatten(), 0.25),
         (lambda y: torch.log_softmax(y, 1)[:, 1:], 2),
         (lambda y: y + y.relu(), 2),
+        (lambda y: F.batch_norm(y, torch.zeros(8), torch.full((8,), 4.0), torch.full((8,), -3.0), eps=0.0), 1.5),
         (lambda y: y * 3, 0),  # not known
     ],
 )
