@@ -69,9 +69,9 @@ class CompiledGraph:
         if not is_quiet():
             return self._as_it_is(*inputs)
         program: _Program | None = self._all
-        if self._turns_gradients_on or torch.is_grad_enabled():
-            if any(inputs[i].requires_grad for i in self._weights):
-                program = self._without_gradients
+        grads = self._turns_gradients_on or torch.is_grad_enabled()
+        if grads and any(inputs[i].requires_grad for i in self._weights):
+            program = self._without_gradients
         run = None if program is None else program.ready(inputs)
         return self._as_it_is(*inputs) if run is None else run(*inputs)
 

@@ -26,20 +26,9 @@ FUSED = (
     torch.ops.fastgraph.conv_pool_mlp.default,
 )
 # They change what was recorded for the nodes before them: sizes, or whether gradients are wanted.
-_CHANGE_RECORDS = frozenset(
-    [
-        "swapaxes_",
-        "detach_",
-        "squeeze_",
-        "resize_",
-        "set_",
-        "swapdims_",
-        "as_strided_",
-        "t_",
-        "transpose_",
-        "resize_as_",
-        "unsqueeze_",
-    ]
+_CHANGE_RECORDS = (
+    *("swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "t_", "transpose_"),
+    *("as_strided_", "resize_", "resize_as_", "set_", "detach_"),
 )
 _WEIGHT = "fastgraph_weight_"  # attributes of an ATen graph that are placeholders of the torch graph
 

@@ -1,8 +1,8 @@
 """From torch.compile's graphs, which are of torch functions and methods, to ATen operators.
 
-A graph is cut into regions at what changes a mode (gradients, autocast, inference) and at what has no ATen form (higher
-order operators, foreign functions). Each region is traced on the fake values that dynamo recorded, and it is noted which
-ATen nodes stand for which torch node.
+A graph is cut into regions at what changes a mode (gradients, autocast, inference) and at what has no ATen form
+(higher order operators, foreign functions). Each region is traced on the fake values that dynamo recorded, and it is
+noted which ATen nodes stand for which torch node.
 """
 
 from collections.abc import Sequence
@@ -230,7 +230,6 @@ class _Recorder:
 def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     if node.op == "call_method":
-        owner, *args = args
-        return getattr(owner, str(node.target))(*args, **kwargs)
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
