@@ -23,7 +23,7 @@ from fastgraph.arguments import Signature, check_leaves, constant_key
 from fastgraph.conditions import compile_condition, conditions
 from fastgraph.cuda import check_available
 from fastgraph.regions import inline_grad_modes
-from fastgraph.tracing import TRACED, Call, FunctionOfTensors, Observed, attributes_set, stand_in
+from fastgraph.tracing import TRACED, Call, FunctionOfTensors, Observed, attributes_set, plain_tensors, stand_in
 
 # Layers whose training mode is not a pure function of the input.
 _TRAINING_LAYERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -294,7 +294,11 @@ def _undisturbed(call: Call) -> Iterator[None]:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
         try:
-            with torch.inference_mode(call.is_inference), torch._C._DisableAutocast():
+            # A tensor that is a plain attribute is the model's own while it is traced.
+            kept = torch.autograd._unsafe_preserve_version_counter(
+                tuple(t for t in plain_tensors(call.model) if not t.is_inference())
+            )
+            with kept, torch.inference_mode(call.is_inference), torch._C._DisableAutocast():
                 yield
         finally:
             for logger, level in zip(loggers, levels, strict=True):

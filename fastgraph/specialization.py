@@ -44,7 +44,7 @@ class Specialization:
         self._compiled = None if self.engine == "direct" else self._compile()
 
     def _rewrite(self, graph_module: fx.GraphModule) -> Rewritten:
-        rewritten = rewrite(graph_module)
+        rewritten = rewrite(graph_module, dtype=self._dtype)
         if self._dtype is not None:
             precision.cast(rewritten.graph_module, self._dtype)
         read_from(self.captured.graph_module, rewritten.graph_module)

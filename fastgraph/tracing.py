@@ -124,6 +124,21 @@ def observe(model: nn.Module, observed: Observed) -> Iterator[None]:
             observed.assigned = _put_back(model, before)
 
 
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """What the model sets on itself while the context is open is put back."""
+    before = _attributes(model)
+    try:
+        yield
+    finally:
+        _put_back(model, before)
+
+
+def plain_tensors(model: nn.Module) -> list[torch.Tensor]:
+    """Tensors that are attributes of the model's layers, neither parameters nor buffers."""
+    return [v for module in model.modules() for v in vars(module).values() if isinstance(v, torch.Tensor)]
+
+
 class _Reads(TorchFunctionMode):
     """Notes what the model's code, rather than torch's own, asks of tensors beyond sizes and dtypes."""
 
