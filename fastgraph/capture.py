@@ -378,6 +378,7 @@ def capture(
     graph = unlifted.graph
     assert isinstance(graph, fx.Graph)
     inline_grad_modes(unlifted, graph)
+    _drop_self_copies(graph)
     graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs: the pytrees are OptimizedModule's business
     _return_all(graph, observed.outputs)
     _rename(graph, [n for n, leaf in zip(call.names, call.leaves, strict=True) if isinstance(leaf, torch.Tensor)])
@@ -396,6 +397,27 @@ def capture(
         unseen=[] if call.state else sorted(assigned),
         attributes=_plain_attributes(model, graph),
     )
+
+
+def _drop_self_copies(graph: fx.Graph) -> None:
+    """`self.count += 1` writes in place, and torch.export copies the result onto the buffer that it is."""
+    for node in list(graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default)):
+        target, source = node.args[:2]
+        while isinstance(source, fx.Node) and source is not target and _writes_and_returns(source):
+            source = source.args[0]
+        if source is target:
+            node.replace_all_uses_with(target)
+            graph.erase_node(node)
+
+
+def _writes_and_returns(node: fx.Node) -> bool:
+    """Whether an operator writes all of its first argument and returns it."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.arguments or len(schema.returns) != 1:
+        return False
+    first, result = schema.arguments[0].alias_info, schema.returns[0].alias_info
+    same = first is not None and result is not None and first.before_set == result.before_set
+    return bool(same and first.is_write and torch.Tag.inplace_view not in node.target.tags)  # type: ignore[union-attr]
 
 
 def _return_all(graph: fx.Graph, outputs: Sequence[Any]) -> None:

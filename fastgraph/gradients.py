@@ -129,14 +129,28 @@ class _Computing:
         program.output(tuple(mapping[node] for node in results))
         program.eliminate_dead_code()
         compute = compiled(program)
-        self._function = _recomputed(lambda parameters: compute(None, *parameters))
+        sources = [_sources(node) for node in results]
+        places = [[i for i, node in enumerate(given) if node in found] for found in sources]
+        self._function = _recomputed(lambda parameters: compute(None, *parameters), places)
 
     def __call__(self, cached: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         result: tuple[torch.Tensor, ...] = self._function.apply(cached, *parameters)
         return result
 
 
-def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]) -> Any:
+def _sources(node: fx.Node) -> set[fx.Node]:
+    """What a value is computed from."""
+    found, pending = set(), [node]
+    while pending:
+        inputs = [n for n in pending.pop().all_input_nodes if n not in found]
+        found.update(inputs)
+        pending += inputs
+    return found
+
+
+def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]], sources: list[list[int]]) -> Any:
+    """`sources`: for every result the places of the parameters that it is computed from."""
+
     class Computed(torch.autograd.Function):
         """`cached` is `compute(parameters)`."""
 
@@ -144,7 +158,10 @@ def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, 
         def forward(ctx: Any, cached: Sequence[torch.Tensor], *parameters: torch.Tensor) -> Any:
             ctx.save_for_backward(*parameters)
             results = tuple(value.detach() for value in cached)
-            ctx.mark_non_differentiable(*(r for r in results if not (r.is_floating_point() or r.is_complex())))
+            wanted = [any(parameters[i].requires_grad for i in places) for places in sources]
+            floating = [r.is_floating_point() or r.is_complex() for r in results]
+            fixed = [r for r, w, f in zip(results, wanted, floating, strict=True) if not (w and f)]
+            ctx.mark_non_differentiable(*fixed)
             return results
 
         @staticmethod

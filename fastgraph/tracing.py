@@ -126,12 +126,15 @@ def observe(model: nn.Module, observed: Observed) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """What the model sets on itself while the context is open is put back."""
+    """What the model sets on itself while the context is open is put back, buffers too."""
     before = _attributes(model)
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     try:
         yield
     finally:
         _put_back(model, before)
+        for registry, tensors in buffers:
+            registry.update(tensors)
 
 
 def plain_tensors(model: nn.Module) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, ValueRangesSLoc
 from torch.utils._sympy import functions
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.symbol import SymT, make_symbol, symbol_is_type
@@ -177,6 +177,7 @@ class Rebuilder:
             self._env.backed_var_to_val[symbol] = self._expression(hint)
         if range is not None:
             self._env.var_to_range[symbol] = ValueRanges(*(self._expression(bound) for bound in range))
+            self._env.var_to_range_sloc[symbol] = ValueRangesSLoc(*[self._env._get_sloc()] * 2)
         if symbol_is_type(symbol, SymT.UNBACKED_INT):  # those that are made later have other names
             self._env.unbacked_symint_counter = max(self._env.unbacked_symint_counter, number + 1)
         return symbol

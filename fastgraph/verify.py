@@ -1,5 +1,6 @@
 """Does the optimized module compute what the model computes?"""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -198,9 +199,18 @@ def _run(optimized: Any, captured: Captured, call: Any) -> Outcome:
         outputs = pytree.tree_leaves(optimized(*args, **kwargs))
         inputs = flatten_inputs(captured, args, kwargs)
         memory = _memory([*inputs, *outputs])
-        afterwards = {name: tensor.detach().clone() for name, tensor in state.items()}
+        afterwards = {name: _now(optimized, name, tensor).detach().clone() for name, tensor in state.items()}
         outputs = [v.detach().clone() if isinstance(v, torch.Tensor) else v for v in outputs]
     return Outcome(_named(outputs, inputs, afterwards), memory)
+
+
+def _now(module: Any, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What the module has under this name: forward may have given it another tensor."""
+    try:
+        found = operator.attrgetter(name)(module)
+    except AttributeError:  # a constant of the graph
+        return tensor
+    return found if isinstance(found, torch.Tensor) else tensor
 
 
 def _named(outputs: list[Any], inputs: list[Any], state: dict[str, torch.Tensor]) -> list[tuple[str, Any]]:

@@ -337,7 +337,9 @@ def _structure(value: Any, results: list[torch.Tensor]) -> Any:
     if isinstance(value, dict):
         return {"dict": [(key, _structure(v, results)) for key, v in value.items()]}
     if isinstance(value, tuple | list):
-        return (f"{type(value).__module__}.{type(value).__name__}", [_structure(v, results) for v in value])
+        # A file brings a namedtuple back under its name, not from its module.
+        kind = type(value).__name__ if hasattr(value, "_fields") else f"{type(value).__module__}.{type(value).__name__}"
+        return (kind, [_structure(v, results) for v in value])
     return (type(value).__name__, value)
 
 
