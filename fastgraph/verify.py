@@ -135,7 +135,8 @@ def _verify(optimized: Any, captured: Captured, call: Any, dtype: torch.dtype | 
         reference = _seeded(draws, lambda: _outcome(captured, flat, torch.float64, sums))
     except UnsupportedError as reason:
         return f"not verified: {reason}"
-    _check_capture(optimized, captured, call, eager, reference, draws)
+    own = eager if dtype is None else _seeded(draws, lambda: _outcome(captured, flat, None))
+    _check_capture(optimized, captured, call, own, reference, draws)
     actual = _seeded(draws, lambda: _run(optimized, captured, call))
     worst, differing = _compare(actual, eager, reference, sums.outputs())
     if getattr(optimized, "engine", None) == "direct" and actual.memory != eager.memory:

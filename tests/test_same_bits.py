@@ -96,7 +96,7 @@ def test_every_activation_on_every_isa(generator: torch.Generator) -> None:
         results = []
         for name in ISAS:
             module.select_isa(name)
-            results.append(run(plan, rows, len(rows), 4, 4))
+            results.append(run(plan, rows, len(rows), 4, len(rows), 4))
         assert all(torch.equal(results[0], r) for r in results[1:]), activation
     module.select_isa(before)
 
