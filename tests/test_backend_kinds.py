@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastgraph.backend
-
 from tests.compiled import Seen, assert_as_eager, spy
 from tests.reference import random
 
