@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgraph.backend
@@ -227,21 +228,41 @@ def test_gradients_are_followed_when_they_are_switched_on(doors: list[Any], gene
 
 
 def test_watched_calls_see_the_operators(doors: list[Any], generator: torch.Generator) -> None:
+    """Where dynamo itself does not step aside."""
+
     class Operators(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             called.append(func)
             return func(*args, **(kwargs or {}))
 
+    def backend(graph_module: Any, example_inputs: Any) -> Any:
+        graph = fastgraph.backend.fastgraph_backend(graph_module, example_inputs)
+
+        def watched(*inputs: Any) -> Any:
+            with Operators():
+                return graph(*inputs)
+
+        return watched
+
     called: list[Any] = []
+    model, x = chain(), random(generator, (3, 12))
+    with torch.no_grad():
+        assert torch.equal(torch.compile(model, backend=backend)(x), model(x))
+    assert called.count(torch.ops.aten.addmm.default) == 2
+    assert doors == []
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own
+def test_tangents_reach_a_compiled_model(generator: torch.Generator) -> None:
     model, x = chain(), random(generator, (3, 12))
     compiled = torch.compile(model, backend="fastgraph")
     with torch.no_grad():
         compiled(x)
-        doors.clear()
-        with Operators():
-            compiled(x)
-    assert called.count(torch.ops.aten.addmm.default) == 2
-    assert doors == []
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x.cos())
+        ours, theirs = (forward_ad.unpack_dual(f(dual)).tangent for f in (compiled, model))
+    assert theirs.abs().max() > 0
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_every_batch(doors: list[Any], generator: torch.Generator) -> None:
