@@ -89,7 +89,7 @@ class OptimizeTimer:
             captured = capture(built.model, (x,))
             start = time.perf_counter()
             with torch.no_grad():
-                OptimizedModule(captured, dtype=None, engine="direct")(x)
+                OptimizedModule(built.model, [captured], dtype=None, engine="direct")(x)
             optimize_s.append(time.perf_counter() - start)
             # Packed weights are cached by tensor: another model's parameters for the next time.
             built.model.load_state_dict({k: v.clone() for k, v in built.model.state_dict().items()})

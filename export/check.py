@@ -20,9 +20,10 @@ from fastgraph.rewrite.rule import argument
 
 BATCHES = (1, 3)
 _SWITCHES = ("train", "training", "dropout", "dropout_p")  # false or 0: the operator draws nothing
-_REFUSALS = tuple(
+_REFUSALS: tuple[type[Exception], ...] = tuple(
     error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
+_FAILURES: tuple[type[Exception], ...] = (RuntimeError, *_REFUSALS)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _run(running: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> tup
     try:
         with standard_error():  # onnxruntime prints what it raises
             return Binding(running)(*(tensor.cpu() for tensor in inputs))
-    except (RuntimeError, *_REFUSALS) as error:
+    except _FAILURES as error:
         reason = str(error).partition("Status Message: ")[2] or str(error)
         raise RuntimeError(
             f"to_onnx: onnxruntime fails on {_shapes(inputs)}: {' '.join(reason.split())}; nothing was written"

@@ -31,6 +31,21 @@ def rename_axes(model: Any) -> None:
         value.shape = onnx_ir.Shape(renamed)  # torch.onnx's shape inference leaves some that may not be changed
 
 
+def name_lengths(model: Any) -> None:
+    """Gives the length of a Fourier transform a name where it is computed.
+
+    onnxruntime 1.31 takes it for the length of the input otherwise, and gives two results the same memory by that.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type == "DFT" and len(node.inputs) > 1 and node.inputs[1] is not None:
+            output = node.outputs[0]
+            output.shape = onnx_ir.Shape([f"{output.name}_{axis}" for axis in range(len(output.shape))])
+            for user, _ in output.uses():
+                for value in user.outputs:
+                    if not value.is_graph_output():
+                        value.shape = None  # onnxruntime finds it by itself
+
+
 def _free_sizes(value: Any) -> list[tuple[int, str]]:
     sizes = enumerate(value.shape or ())
     return [(axis, str(n.value)) for axis, n in sizes if isinstance(n, onnx_ir.SymbolicDim) and n.value is not None]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ require("onnx", "onnx_ir", "onnxscript", "onnxruntime", by="export.to_onnx")
 
 from onnx_ir.passes import PassError
 
-from fastgraph.capture import Captured, capture, flatten_inputs
-from fastgraph.capture import export as torch_export
+from fastgraph.capture import Captured, capture, flatten_inputs, free_ones
 from fastgraph.export import check, files
-from fastgraph.export.names import rename_axes, rename_values
+from fastgraph.export.names import name_lengths, rename_axes, rename_values
 from fastgraph.export.row_blocks import in_row_blocks
-from fastgraph.export.standard import drop_state, in_standard_operators
+from fastgraph.export.standard import NO_STATE, drop_state, in_standard_operators
 from fastgraph.export.translations import translations
 
 OPSETS = range(18, 26)
@@ -60,12 +60,12 @@ def to_onnx(
     of rows, which keeps what is between them in the CPU's cache (``export.row_blocks``).
 
     Every axis that the model leaves free is dynamic. The first one of the only input, or of several that share it, is
-    named ``batch``; others ``height`` and ``width`` of images, ``length`` of sequences, and so on. The inputs are named
-    ``input`` and the outputs ``output``, numbered (``input_0``, ``input_1``) where there are several: every tensor among
-    the arguments, in order, and every tensor among the results. Other values among the arguments are burnt in; among
-    the results numbers become tensors and None is left out. Weights lie in the file itself, and so do the producer and
-    its version, the model's name, the arguments' names, the results' places where they are several, and what is given
-    of preprocessing and labels (``session.get_modelmeta().custom_metadata_map``).
+    named ``batch``; others ``height`` and ``width`` of images, ``length`` of sequences, and so on. Every tensor among
+    the arguments is an input and every one among the results an output, in order; they are named ``input`` and
+    ``output``, numbered (``input_0``, ``input_1``) where there are several. Other values among the arguments are burnt
+    in; among the results numbers become tensors and None is left out. Weights lie in the file itself, and so do the
+    producer and its version, the model's name, the arguments' names, where in the result the outputs are (if they are
+    parts of one), and what is given of preprocessing and labels (``session.get_modelmeta().custom_metadata_map``).
 
     Before anything is written, the file is checked by ``onnx.checker``, with shape inference, and run by onnxruntime on
     the example, and where the model and eager take them on batches of 1 and 3 and on another size of every other free
@@ -100,19 +100,23 @@ def to_onnx(
     """
     args, kwargs = _check(model, example_inputs, example_kwargs)
     optimized = model if isinstance(model, fastgraph.OptimizedModule) else None
-    original = model if optimized is None else getattr(optimized, "_original", model)
+    original = model if optimized is None or optimized._is_loaded else optimized._original
     dtype = dtype or (optimized.dtype if optimized is not None else None)
     opset = _opset(opset, dtype, {tensor.dtype for tensor in (*_tensors((args, kwargs)), *model.parameters())})
     target = files.check_target(path, overwrite)
     with _quiet():
         captured, flat, traced = _captured(original, args, kwargs)
         simplified = in_standard_operators(captured, dtype, simplify=optimized is not None)
-        program = _program(simplified, _tensors(traced), opset, type(original).__name__)
-        about = {"preprocessing": preprocessing, "labels": labels and json.dumps(list(labels)), **_places(captured)}
+        program = _program(simplified, traced, opset, type(original).__name__)
+        about = {
+            "preprocessing": preprocessing,
+            "labels": None if labels is None else json.dumps(list(labels)),
+            **_places(captured),
+        }
         _finish(program.model, name or type(original).__name__, about)
         if optimized is not None and row_blocks:
             names = [str(value.name) for value in program.model.graph.inputs]
-            in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in _tensors(flat)), strict=True)))
+            in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in flat), strict=True)))
         data = _serialized(program)
         check.check(data)
         verified = check.verify(data, captured, flat, dtype) if verify else None
@@ -154,32 +158,35 @@ def _opset(opset: int | None, dtype: torch.dtype | None, own: set[torch.dtype]) 
 
 
 def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Captured, list[Any], list[Any]]:
-    """The model's graph, the example's flat inputs, and those that it is traced with again.
+    """The model's graph, the example's tensors, and those that it is traced with again.
 
     The latter have two rows where the example has a batch of one or none: models choose their way by such sizes.
     """
     wide = _two_rows(args, kwargs)
-    if isinstance(model, fastgraph.OptimizedModule):
-        captured = model.captured
-    else:
-        captured = _capture(model, args, kwargs, wide)
+    captured = _capture(model, args, kwargs, wide)
+    if captured.state:
+        raise RuntimeError(f"to_onnx: model keeps {captured.state[0]!r} for its next call: {NO_STATE}")
     flat = flatten_inputs(captured, args, kwargs)
     traced = flatten_inputs(captured, *wide) if wide is not None else flat
-    if wide is None or not check.fits(captured, traced):
+    if not check.fits(captured, traced):
         traced = flat
-    empty = any(tensor.dim() and not tensor.shape[0] for tensor in _tensors(flat))
+    empty = any(tensor.dim() and not tensor.shape[0] for tensor in flat)
     return captured, traced if empty else flat, traced
 
 
 def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: Any) -> Captured:
-    """The graph of the widened call if it takes the example too, else that of the example."""
+    """The graph of the widened call if it takes the example too, else that of the example; a loaded module's own."""
+    if isinstance(model, fastgraph.OptimizedModule):
+        graphs = [specialization.captured for specialization in model.specializations]
+        fitting = (one for one in graphs if check.fits(one, flatten_inputs(one, args, kwargs)))
+        return next(fitting, model.captured)
     if wide is not None:
         with suppress(RuntimeError):
-            captured = capture(model, *wide) if kwargs else capture(model, wide[0])
+            captured = capture(model, *wide)
             flat = flatten_inputs(captured, args, kwargs)
-            if check.fits(captured, flat) or any(tensor.shape[0] == 0 for tensor in _tensors(flat)):
+            if check.fits(captured, flat) or any(tensor.shape[0] == 0 for tensor in flat):
                 return captured
-    return capture(model, args, kwargs) if kwargs else capture(model, args)
+    return capture(model, args, kwargs)
 
 
 def _two_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -191,11 +198,21 @@ def _two_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
     return None
 
 
-def _program(graph_module: fx.GraphModule, flat: list[Tensor], opset: int, name: str) -> torch.onnx.ONNXProgram:
+def _traced(graph_module: fx.GraphModule, tensors: list[Tensor]) -> torch.export.ExportedProgram:
+    """The graph as torch.onnx takes it, with every size free that it leaves free."""
+    shapes = tuple(dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for tensor in tensors)
+    try:
+        with free_ones():
+            return torch.export.export(graph_module, tuple(tensors), dynamic_shapes=shapes, strict=False)
+    except Exception:  # it broadcasts along a size of 1, which then is fixed
+        return torch.export.export(graph_module, tuple(tensors), dynamic_shapes=shapes, strict=False)
+
+
+def _program(graph_module: fx.GraphModule, tensors: list[Tensor], opset: int, name: str) -> torch.onnx.ONNXProgram:
     """torch.onnx's translation; RuntimeError, naming the operator, where it has none."""
-    program = torch_export(graph_module, tuple(flat))
     settings: dict[str, Any] = {"opset_version": opset, "custom_translation_table": translations()}
     try:
+        program = _traced(graph_module, tensors)
         try:
             made = torch.onnx.export(program, dynamo=True, verbose=False, **settings)
         except PassError:  # its optimizer fails on some graphs that are right (a chunk of sizes not known)
@@ -209,11 +226,11 @@ def _program(graph_module: fx.GraphModule, flat: list[Tensor], opset: int, name:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing is said by torch.export, torch.onnx and onnxscript, whose loggers repeat the errors that they raise."""
+    """Nothing is said by torch.export, torch.onnx and onnxscript, which log and print the errors that they raise."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -233,12 +250,12 @@ def _cause(error: BaseException) -> str:
 
 def _places(captured: Captured) -> dict[str, str]:
     """Which argument every input of the file is, and which part of the result every output, where it has parts."""
-    tensors = [node.name for node in captured.placeholders if isinstance(node.meta.get("val"), Tensor)]
+    names = [str(node.target) for node in captured.placeholders]
     values = captured.graph.output_node().args[0]
     result = pytree.tree_unflatten(list(range(len(values))), captured.out_spec)  # type: ignore[arg-type]
     places, _ = pytree.tree_flatten_with_path(result)
     kept = [pytree.keystr(path) for path, index in places if values[index] is not None]  # type: ignore[index]
-    return {"inputs": json.dumps(tensors)} | ({"outputs": json.dumps(kept)} if any(kept) else {})
+    return {"inputs": json.dumps(names)} | ({"outputs": json.dumps(kept)} if any(kept) else {})
 
 
 def _finish(model: Any, name: str, about: Mapping[str, str | None]) -> None:
@@ -246,6 +263,7 @@ def _finish(model: Any, name: str, about: Mapping[str, str | None]) -> None:
     rename_values("input", model.graph.inputs)
     rename_values("output", model.graph.outputs)
     rename_axes(model)
+    name_lengths(model)
     for node in model.graph.all_nodes():
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # file paths of this machine
     model.producer_name, model.producer_version = "fastgraph", fastgraph.__version__

@@ -1,4 +1,4 @@
-"""A captured graph as one that torch.onnx can write: ATen operators alone, tensors in and out, nothing kept between calls."""
+"""A captured graph as torch.onnx can write it: ATen operators, tensors in and out, nothing kept between calls."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fastgraph.direct import constant_nodes
 from fastgraph.rewrite import SIMPLIFICATIONS, rewrite
 from fastgraph.rewrite.rule import is_mutation
 
+NO_STATE = "an ONNX file keeps nothing from call to call; take the state as an input and return it as an output"
 _REAL = "torch.view_as_real makes an axis of both parts"
 
 
@@ -23,7 +24,7 @@ def in_standard_operators(captured: Captured, dtype: torch.dtype | None, *, simp
     TypeError, naming the input or output, for what ONNX has not: complex numbers, text.
     """
     graph_module = rewrite(captured.graph_module, SIMPLIFICATIONS if simplify else ()).graph_module
-    _tensor_inputs(graph_module.graph)
+    _check_inputs(graph_module.graph)
     _tensor_outputs(graph_module)
     for node in list(graph_module.graph.nodes):
         if node.target is torch._C._set_grad_enabled:  # ONNX has no gradients
@@ -36,14 +37,12 @@ def in_standard_operators(captured: Captured, dtype: torch.dtype | None, *, simp
     return graph_module.eval()
 
 
-def _tensor_inputs(graph: fx.Graph) -> None:
-    """Drops the Python values among the inputs: the graph was captured for them. TypeError for complex tensors."""
+def _check_inputs(graph: fx.Graph) -> None:
+    """TypeError for complex tensors."""
     for node in graph.find_nodes(op="placeholder"):
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor):
-            graph.erase_node(node)
-        elif value.is_complex():
-            raise TypeError(f"to_onnx: input {node.name!r} is {value.dtype}: ONNX has no complex numbers; {_REAL}")
+        dtype = node.meta["val"].dtype
+        if dtype.is_complex:
+            raise TypeError(f"to_onnx: input {node.name!r} is {dtype}: ONNX has no complex numbers; {_REAL}")
 
 
 def _tensor_outputs(graph_module: fx.GraphModule) -> None:
@@ -108,17 +107,16 @@ def drop_state(program: torch.onnx.ONNXProgram) -> None:
     exported = program.exported_program
     assert exported is not None
     signature = exported.graph_signature
-    if written := sorted(signature.user_inputs_to_mutate.values()):
+    if inputs := sorted(signature.user_inputs_to_mutate.values()):
         raise RuntimeError(
-            f"to_onnx: model writes to its input {written[0]!r}, which an ONNX file cannot; clone it first"
+            f"to_onnx: model writes to its input {inputs[0]!r}, which an ONNX file cannot; clone it first"
         )
     written = set(signature.buffers_to_mutate.values())
     needed = _ancestors(exported.graph, set(map(str, signature.user_outputs)))
     for name, buffer in signature.inputs_to_buffers.items():
         if name in needed and buffer in written:
             raise RuntimeError(
-                f"to_onnx: model writes to its buffer {buffer!r} and its outputs depend on that: an ONNX file keeps "
-                "nothing from call to call; take the state as an input and return it as an output"
+                f"to_onnx: model writes to its buffer {buffer!r} and its outputs depend on that: {NO_STATE}"
             )
     if written:
         del program.model.graph.outputs[len(signature.user_outputs) :]

@@ -11,9 +11,10 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 aten = torch.ops.aten
+op: Any = opset18  # whose annotations know only ONNX values, no Python numbers
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -45,7 +46,7 @@ def adaptive_avg_pool(x: Any, output_size: Sequence[int]) -> Any:
 
 
 def _windows(x: Any, axis: int, size: int) -> Any:
-    """[size, x.shape[axis]]: each row has the weights of the values from floor(i n / size) up to ceil((i + 1) n / size)."""
+    """[size, n]: row i weighs the n values of the axis, those from floor(i n / size) up to ceil((i + 1) n / size)."""
     n, one = op.Shape(x, start=axis, end=axis + 1), op.Constant(value_int=1)
     place = op.Range(op.Constant(value_int=0), op.Squeeze(n), one)
     window = op.Unsqueeze(op.Range(op.Constant(value_int=0), size, one), [1])
@@ -71,8 +72,8 @@ def copysign(magnitude: Any, sign: Any) -> Any:
     """`magnitude` with the sign of `sign`, of -0 too."""
     zero = op.CastLike(0.0, sign)
     negative = op.Or(op.Less(sign, zero), op.And(op.Equal(sign, zero), op.Less(op.Reciprocal(sign), zero)))
-    size = op.Abs(magnitude)
-    return op.Where(negative, op.Neg(size), size)
+    sign = op.Where(negative, op.CastLike(-1.0, magnitude), op.CastLike(1.0, magnitude))
+    return op.Mul(op.Abs(magnitude), sign)  # a Where of the results would lose -0 in onnxruntime 1.31
 
 
 def fmax(lhs: Any, rhs: Any) -> Any:
@@ -90,7 +91,9 @@ def hypot(lhs: Any, rhs: Any) -> Any:
     lhs, rhs = op.Abs(lhs), op.Abs(rhs)
     larger, smaller = op.Max(lhs, rhs), op.Min(lhs, rhs)
     ratio = op.Div(smaller, op.Where(op.Equal(larger, op.CastLike(0.0, larger)), op.CastLike(1.0, larger), larger))
-    return op.Mul(larger, op.Sqrt(op.Add(op.Mul(ratio, ratio), op.CastLike(1.0, ratio))))
+    result = op.Mul(larger, op.Sqrt(op.Add(op.Mul(ratio, ratio), op.CastLike(1.0, ratio))))
+    infinite = op.CastLike(float("inf"), lhs)
+    return op.Where(op.Or(op.Equal(lhs, infinite), op.Equal(rhs, infinite)), infinite, result)
 
 
 def rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None) -> Any:

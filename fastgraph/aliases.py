@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,11 +68,17 @@ def written(node: fx.Node) -> list[fx.Node]:
     if node.op != "call_function":
         return list(node.all_input_nodes) if node.op in ("call_module", "call_method") else []
     if isinstance(node.target, torch._ops.OpOverload):
-        return list(_nodes(_written_values(node)))
+        return list(_nodes(_written_values(node))) if _can_write(node.target) else []
     graphs = nested_graphs(node)
     if any(graph is None or _writes_outside(graph.graph) for graph in graphs.values()):
         return [arg for arg in node.all_input_nodes if arg not in graphs]
     return []
+
+
+@cache
+def _can_write(target: torch._ops.OpOverload) -> bool:
+    schema = target._schema
+    return schema.is_mutable or any(formal.name == "running_mean" for formal in schema.arguments)
 
 
 def _written_values(node: fx.Node) -> Iterator[Any]:
@@ -114,23 +121,29 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     if target is operator.getitem:
         return [node.args[0]] if isinstance(node.args[0], fx.Node) else []
     if isinstance(target, torch._ops.OpOverload):
-        return list(_nodes(_aliased_values(node)))
+        return [] if _is_fresh(target) else list(_nodes(_aliased_values(node)))
     graphs = nested_graphs(node)
     if graphs and all(graph is not None and not _returns_outside(graph.graph) for graph in graphs.values()):
         return []
     return [arg for arg in node.all_input_nodes if arg not in graphs]
 
 
+@cache
+def _is_fresh(target: torch._ops.OpOverload) -> bool:
+    """Whether the operator's results are never memory of its arguments."""
+    packet = target.overloadpacket
+    composed = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    silent = packet in _SILENT_VIEWS or (composed and packet not in _COMPOSED_AND_FRESH)
+    return not silent and not any(result.alias_info is not None for result in target._schema.returns)
+
+
 def _aliased_values(node: fx.Node) -> Iterable[Any]:
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
-    packet, formals = target.overloadpacket, target._schema.arguments
-    if any(result.alias_info is not None for result in target._schema.returns) and packet is not aten.to:
+    formals = target._schema.arguments
+    if any(result.alias_info is not None for result in target._schema.returns) and target.overloadpacket is not aten.to:
         return [argument(node, formal.name) for formal in formals if formal.alias_info is not None]
-    composed = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
-    if packet in _SILENT_VIEWS or (composed and packet not in _COMPOSED_AND_FRESH):
-        return [arg for arg in node.all_input_nodes if _may_be_one(node, arg)]
-    return []
+    return [arg for arg in node.all_input_nodes if _may_be_one(node, arg)]
 
 
 def _may_be_one(node: fx.Node, arg: fx.Node) -> bool:

@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils import _pytree as pytree
@@ -21,6 +21,11 @@ class Parameter:
     name: str
     kind: int
     default: Any = _MISSING
+
+    @property
+    def has_default(self) -> bool:
+        """Whether it may be left out."""
+        return self.default is not _MISSING
 
 
 class Signature:
@@ -75,7 +80,8 @@ class Signature:
         names = [self._position(i) for i in range(len(args))]
         paths, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
         found: list[str] = []
-        for (which, first, *rest), _ in paths:
+        for path, _ in paths:
+            which, first, *rest = cast(Any, path)
             head = names[first.idx] if which.idx == 0 else str(first.key)
             name = re.sub(r"\W", "_", "_".join([head, *(_part(key) for key in rest)]))
             name = name if name.isidentifier() else f"input_{name}"
@@ -110,7 +116,7 @@ def _part(key: Any) -> str:
 def check_leaves(leaves: Sequence[Any], names: Sequence[str]) -> None:
     """TypeError, naming the argument, for a value that is neither a tensor nor one of `CONSTANTS`."""
     for name, value in zip(names, leaves, strict=True):
-        if isinstance(value, torch.Tensor) or isinstance(value, CONSTANTS):
+        if isinstance(value, (torch.Tensor, *CONSTANTS)):
             continue
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         hint = "; torch.from_numpy makes one" if kind.startswith("numpy.") else ""

@@ -3,10 +3,11 @@
 import inspect
 import keyword
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export.graph_signature import InputKind
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from fastgraph.arguments import Signature, check_leaves, constant_key
 from fastgraph.conditions import compile_condition, conditions
 from fastgraph.cuda import check_available
 from fastgraph.regions import inline_grad_modes
-from fastgraph.tracing import TRACED, Call, Observed, attributes_set, stand_in
+from fastgraph.tracing import TRACED, Call, FunctionOfTensors, Observed, attributes_set, plain_tensors, stand_in
 
 # Layers whose training mode is not a pure function of the input.
 _TRAINING_LAYERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -33,8 +36,8 @@ _LOCK = threading.RLock()  # torch.export is not made for several threads
 class Captured:
     """A module's graph, and the class of calls that it holds for.
 
-    Placeholders are the tensors among the flattened inputs, the output is the tuple of flattened outputs. `graph_module`
-    holds the module's own parameters and buffers under their own names.
+    Placeholders are the tensors among the flattened inputs, the output is the tuple of flattened outputs.
+    `graph_module` holds the module's own parameters and buffers under their own names.
     """
 
     graph_module: fx.GraphModule
@@ -185,7 +188,7 @@ def check_model(model: nn.Module) -> None:
             where = f"{name} ({type(layer).__name__})" if name else type(layer).__name__
             raise ValueError(f"model: needs eval mode, got {where} in training mode; call model.eval() first")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise ValueError(f"model: {name} has no size yet; call the model once before it is optimized")
         if tensor.device.type == "meta":
             raise ValueError(f"model: {name} is on the meta device, without values; load weights first")
@@ -230,7 +233,7 @@ _ATTEMPTS = ((True, None), (False, None), (False, 1), (False, 0))
 
 
 def _export(call: Call) -> torch.export.ExportedProgram:
-    """torch.export with gradients on, so that regions without them show, unless the model looks at the caller's mode."""
+    """torch.export with gradients on, so that regions without show, unless the model looks at the caller's mode."""
     with torch.set_grad_enabled(not call.is_inference):
         program = _with_free_sizes(call)
     if call.observed.grads and not call.grad_mode:
@@ -247,10 +250,38 @@ def _with_free_sizes(call: Call) -> torch.export.ExportedProgram:
         try:
             with free_ones() if ones else nullcontext():
                 shapes = _free_sizes(call.tensors, axes)
-                return torch.export.export(call, tuple(call.tensors), dynamic_shapes=shapes, strict=False)
+                module = FunctionOfTensors(call)
+                program = torch.export.export(module, tuple(call.tensors), dynamic_shapes=shapes, strict=False)
+            _check_example(call, program)
+            return program
         except Exception as error:
             errors.append(error)
     raise errors[1]
+
+
+class _WithoutThisThread:
+    """A stream that what this thread writes does not reach: torch.export prints graphs that it gives up."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """As that of the stream."""
+        return len(text) if threading.get_ident() == self._thread else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _check_example(call: Call, program: torch.export.ExportedProgram) -> None:
+    """RuntimeError where the graph does not hold for the very inputs that it was traced with."""
+    given = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    inputs = [nodes[name] for name in given]
+    tensors = {str(node.target): tensor for node, tensor in zip(inputs, call.tensors, strict=True)}
+    for condition in conditions(inputs):
+        if not compile_condition(condition)(tensors):
+            raise RuntimeError(f"the graph needs {condition}, which the example is not")
 
 
 @contextmanager
@@ -258,12 +289,16 @@ def _undisturbed(call: Call) -> Iterator[None]:
     """Tracing depends on none of the caller's modes, and says nothing: what matters comes as an error of ours."""
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
-    with _LOCK, warnings.catch_warnings():
+    with _LOCK, warnings.catch_warnings(), redirect_stderr(_WithoutThisThread(sys.stderr)):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
         try:
-            with torch.inference_mode(call.is_inference), torch._C._DisableAutocast():
+            # A tensor that is a plain attribute is the model's own while it is traced.
+            kept = torch.autograd._unsafe_preserve_version_counter(
+                tuple(t for t in plain_tensors(call.model) if not t.is_inference())
+            )
+            with kept, torch.inference_mode(call.is_inference), torch._C._DisableAutocast():
                 yield
         finally:
             for logger, level in zip(loggers, levels, strict=True):
@@ -309,8 +344,13 @@ def _state(call: Call, program: torch.export.ExportedProgram) -> list[str]:
     Traced once more with the attributes as the first call leaves them: is it the same graph?
     """
     assigned = call.observed.assigned
+    names = {".".join(filter(None, key)) for key in assigned}
     if not assigned:
         return []
+    read = program.graph_signature.inputs_to_lifted_tensor_constants
+    used = {str(read.get(node.name)) for node in program.graph.find_nodes(op="placeholder") if node.users}
+    if names & used:  # what an earlier call has set
+        return sorted(names)
     again = Call(call.model, call.leaves, call.in_spec, call.signature)
     try:
         with attributes_set(call.model, {key: stand_in(value) for key, value in assigned.items()}):
@@ -318,7 +358,7 @@ def _state(call: Call, program: torch.export.ExportedProgram) -> list[str]:
                 return []
     except Exception:  # no stand-in, or another way through forward that cannot be traced
         pass
-    return sorted(".".join(filter(None, key)) for key in assigned)
+    return sorted(names)
 
 
 def capture(
@@ -338,6 +378,7 @@ def capture(
     graph = unlifted.graph
     assert isinstance(graph, fx.Graph)
     inline_grad_modes(unlifted, graph)
+    _drop_self_copies(graph)
     graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs: the pytrees are OptimizedModule's business
     _return_all(graph, observed.outputs)
     _rename(graph, [n for n, leaf in zip(call.names, call.leaves, strict=True) if isinstance(leaf, torch.Tensor)])
@@ -358,6 +399,27 @@ def capture(
     )
 
 
+def _drop_self_copies(graph: fx.Graph) -> None:
+    """`self.count += 1` writes in place, and torch.export copies the result onto the buffer that it is."""
+    for node in list(graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default)):
+        target, source = node.args[:2]
+        while isinstance(source, fx.Node) and source is not target and _writes_and_returns(source):
+            source = source.args[0]
+        if source is target:
+            node.replace_all_uses_with(target)
+            graph.erase_node(node)
+
+
+def _writes_and_returns(node: fx.Node) -> bool:
+    """Whether an operator writes all of its first argument and returns it."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.arguments or len(schema.returns) != 1:
+        return False
+    first, result = schema.arguments[0].alias_info, schema.returns[0].alias_info
+    same = first is not None and result is not None and first.before_set == result.before_set
+    return bool(same and first.is_write and torch.Tag.inplace_view not in node.target.tags)  # type: ignore[union-attr]
+
+
 def _return_all(graph: fx.Graph, outputs: Sequence[Any]) -> None:
     """The graph returns every flattened output: what it computes, and between that what is always the same."""
     output = graph.output_node()
@@ -372,7 +434,8 @@ def _rename(graph: fx.Graph, names: Sequence[str]) -> None:
         while name in taken or keyword.iskeyword(name):
             name += "_"
         taken.add(name)
-        node.name = node.target = name
+        node._rename(name)  # to another one where it is Python's: input
+        node.target = name
 
 
 def read_from(model: nn.Module, graph_module: fx.GraphModule) -> fx.GraphModule:

@@ -104,8 +104,8 @@ class _Printer(PythonPrinter):
 
     def _print_Add(self, expr: sympy.Add, order: str | None = None) -> str:
         terms = list(expr.args)
-        if expr.is_integer and terms[0].is_Number:
-            terms.append(terms.pop(0))  # sums of floats keep their order
+        if terms[0].is_Number:
+            terms.append(terms.pop(0))
         text = self.parenthesize(terms[0], PRECEDENCE["Add"])
         for term in terms[1:]:
             sign, term = (" - ", -term) if term.as_coeff_Mul()[0].is_negative else (" + ", term)
@@ -181,7 +181,7 @@ def conditions(placeholders: Sequence[fx.Node]) -> list[str]:
     """
     found: list[str] = []
     names: dict[str, str] = {}  # symbol -> the first size that has it
-    sizes = [(f"{node.name}.shape[{axis}]", size) for node in placeholders for axis, size in enumerate(_shape(node))]
+    sizes = [(f"{node.target}.shape[{axis}]", size) for node in placeholders for axis, size in enumerate(_shape(node))]
     free = [(name, size.node) for name, size in sizes if _fixed(size) is None]
     for name, node in free:
         if node.expr.is_symbol and str(node.expr) not in names:
@@ -194,7 +194,22 @@ def conditions(placeholders: Sequence[fx.Node]) -> list[str]:
         env = free[0][1].shape_env
         for guard in env.guards:
             found += _guard(env.replace(guard.expr), names, free)
+        for size in _squeezed(placeholders[0].graph):
+            found += _guard(sympy.Ne(env.replace(size.node.expr), 1), names, free)
     return list(dict.fromkeys(found))
+
+
+def _squeezed(graph: fx.Graph) -> Iterator[Any]:
+    """Free sizes that would be taken away if they were 1. torch.export takes them for others, and no guard says so."""
+    for node in graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet not in (torch.ops.aten.squeeze, torch.ops.aten.squeeze_):
+            continue
+        shape = _shape(node.args[0])
+        axes = node.args[1] if len(node.args) > 1 else range(len(shape))
+        for axis in [axes] if isinstance(axes, int) else axes:
+            if len(shape) > 0 and _fixed(shape[axis]) is None:
+                yield shape[axis]
 
 
 def _value(size: Any, names: dict[str, str]) -> str:

@@ -23,18 +23,18 @@ def constant_nodes(
     if len(constants) == 0:
         return constants
     for node in graph.nodes:
-        computed = _is_pure(node) and all(arg in constants for arg in node.all_input_nodes)
+        inputs = node.all_input_nodes if node.op == "call_function" else []
+        computed = inputs and all(arg in constants for arg in inputs) and _is_pure(node)
         if computed and not aliases.writers(node) and not aliases.leaves(node):
             constants.add(node)
     return constants
 
 
 def _is_pure(node: fx.Node) -> bool:
-    """A function of the tensors that go in: it has some, writes to none, and draws no random numbers."""
+    """A function of the tensors that go in: it writes to none, and draws no random numbers."""
     target = node.target
     return (
         isinstance(target, torch._ops.OpOverload)
-        and bool(node.all_input_nodes)
         and not target._schema.is_mutable
         and not is_mutation(node)
         and torch.Tag.nondeterministic_seeded not in target.tags

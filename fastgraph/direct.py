@@ -22,7 +22,7 @@ from fastgraph.kernels.conv_pool.op import Direct as ConvPool
 from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
 from fastgraph.kernels.door import open_door, open_gate
 from fastgraph.kernels.mlp.op import Direct as Mlp
-from fastgraph.kernels.weights import Snapshot
+from fastgraph.kernels.weights import Snapshot, has_version
 
 DOORS: dict[Any, Callable[..., Any]] = {
     torch.ops.fastgraph.mlp.default: Mlp,
@@ -85,10 +85,10 @@ class Direct:
         structure: Any = None,
         doors: bool = True,
     ) -> None:
-        self._constants = constant_nodes(graph)
+        self._slots = {node: _slot(module, graph, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
+        self._constants = self._without_unversioned(constant_nodes(graph))
         self._graph = graph
         self._structure = structure
-        self._slots = {node: _slot(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
         self._watched = [slot for node, slot in self._slots.items() if node in self._constants]
         self._names: dict[fx.Node, str] = {}
         self._doors: dict[str, fx.Node] = {}
@@ -107,6 +107,13 @@ class Direct:
         values = (owner[name] for owner, name in self._slots.values())
         return [value for value in values if isinstance(value, torch.Tensor)]
 
+    def _without_unversioned(self, constants: set[fx.Node]) -> set[fx.Node]:
+        """Nothing is computed beforehand where a change could not be seen: parameters are read in each call."""
+        tensors = [owner[name] for node, (owner, name) in self._slots.items() if node in constants]
+        if all(has_version(t) for t in tensors):
+            return constants
+        return {node for node in constants if node.op == "get_attr"}
+
     def follow(self, structure: Any) -> None:
         """Forgets the state; `structure` guards the next one."""
         with self._lock:
@@ -122,7 +129,8 @@ class Direct:
 
     def state(self) -> State:
         """Computes the constants and packs the weights."""
-        snapshot = Snapshot(self.tensors())
+        tensors = self.tensors()
+        snapshot = Snapshot(tensors) if all(map(has_version, tensors)) else Snapshot([], tensors)
         values: dict[fx.Node, Any] = {node: owner[name] for node, (owner, name) in self._slots.items()}
         with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
             for node in self._graph.nodes:
@@ -166,7 +174,7 @@ class Direct:
         state = self.fresh_state()
         if state.with_gradients is None:
             state.with_gradients = self._gradients.bind(state.values, state.computed)
-        return state.with_gradients(*inputs)  # type: ignore[no-any-return]
+        return state.with_gradients(*inputs)
 
     @cached_property
     def _gradients(self) -> GradientProgram:
@@ -216,8 +224,11 @@ class Direct:
         return bool(results) and all(isinstance(node, fx.Node) for node in results)
 
 
-def _slot(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
+def _slot(module: nn.Module, graph: fx.Graph, target: str) -> tuple[dict[str, Any], str]:
     """The dictionary and key that hold an attribute of the graph, now and after it is replaced."""
+    rewritten = vars(graph.owning_module) if graph.owning_module is not None else {}
+    if isinstance(rewritten.get(target), fx.GraphModule):  # a nested graph, which is no submodule of the user's model
+        return rewritten, target
     path, _, name = target.rpartition(".")
     owner = module.get_submodule(path)
     slots: dict[str, Any]

@@ -97,6 +97,7 @@ _VALUES: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any, Callable[[Any
     "slice": (slice, lambda v: _items((v.start, v.stop, v.step)), lambda c, read: slice(*read(c))),
     "range": (range, lambda v: [v.start, v.stop, v.step], lambda c, read: range(*c)),
     "complex": (complex, lambda v: _items((v.real, v.imag)), _float_pair),
+    "bytes": (bytes, bytes.hex, lambda c, read: bytes.fromhex(c)),
     "ellipsis": (type(...), lambda v: None, lambda c, read: ...),
     "function": (torch._ops.OpOverload, lambda v: function_name(v), lambda c, read: function(c)),
 }

@@ -93,7 +93,7 @@ class Explanation:
 
 def explain(captured: Captured, rewritten: Rewritten, notes: list[str]) -> Explanation:
     """The table for a captured graph and what it was rewritten to."""
-    return Explanation(_rows(captured.graph, rewritten, ""), [*notes, same_bits(rewritten)])
+    return Explanation(_rows(captured.graph, rewritten, ""), [*notes[:1], same_bits(rewritten), *notes[1:]])
 
 
 @dataclass

@@ -35,7 +35,8 @@ class GradientProgram:
         self._slots, self._doors = slots, doors
         used = [n for n in graph.nodes if n.op == "call_function" and n in constants]
         self._computed = [n for n in used if any(user not in constants for user in n.users)]
-        self._computing = _Computing(graph, constants, self._computed, list(slots)) if self._computed else None
+        self._given = [node for node in slots if node in constants]
+        self._computing = _Computing(graph, constants, self._computed, self._given) if self._computed else None
         self._forward = compiled(self._program(graph, constants))
         self._functions = {name: _differentiable(node) for node, name in doors.items()}
 
@@ -67,7 +68,8 @@ class GradientProgram:
         for name, function in self._functions.items():
             bound[name] = partial(function.apply, getattr(values, name))
         if self._computing is not None:
-            bound["computed"] = partial(self._computing, [computed[node] for node in self._computed], parameters)
+            given = [owner[name] for owner, name in (self._slots[node] for node in self._given)]
+            bound["computed"] = partial(self._computing, [computed[node] for node in self._computed], given)
         return partial(self._forward, SimpleNamespace(**bound))
 
 
@@ -127,14 +129,28 @@ class _Computing:
         program.output(tuple(mapping[node] for node in results))
         program.eliminate_dead_code()
         compute = compiled(program)
-        self._function = _recomputed(lambda parameters: compute(None, *parameters))
+        sources = [_sources(node) for node in results]
+        places = [[i for i, node in enumerate(given) if node in found] for found in sources]
+        self._function = _recomputed(lambda parameters: compute(None, *parameters), places)
 
     def __call__(self, cached: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         result: tuple[torch.Tensor, ...] = self._function.apply(cached, *parameters)
         return result
 
 
-def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]) -> Any:
+def _sources(node: fx.Node) -> set[fx.Node]:
+    """What a value is computed from."""
+    found, pending = set(), [node]
+    while pending:
+        inputs = [n for n in pending.pop().all_input_nodes if n not in found]
+        found.update(inputs)
+        pending += inputs
+    return found
+
+
+def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]], sources: list[list[int]]) -> Any:
+    """`sources`: for every result the places of the parameters that it is computed from."""
+
     class Computed(torch.autograd.Function):
         """`cached` is `compute(parameters)`."""
 
@@ -142,7 +158,10 @@ def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, 
         def forward(ctx: Any, cached: Sequence[torch.Tensor], *parameters: torch.Tensor) -> Any:
             ctx.save_for_backward(*parameters)
             results = tuple(value.detach() for value in cached)
-            ctx.mark_non_differentiable(*(r for r in results if not (r.is_floating_point() or r.is_complex())))
+            wanted = [any(parameters[i].requires_grad for i in places) for places in sources]
+            floating = [r.is_floating_point() or r.is_complex() for r in results]
+            fixed = [r for r, w, f in zip(results, wanted, floating, strict=True) if not (w and f)]
+            ctx.mark_non_differentiable(*fixed)
             return results
 
         @staticmethod
@@ -168,4 +187,4 @@ def compiled(program: fx.Graph) -> Callable[..., Any]:
     code = program.python_code("self")
     namespace = dict(code.globals)
     exec(code.src, namespace)
-    return namespace["forward"]  # type: ignore[no-any-return]
+    return namespace["forward"]

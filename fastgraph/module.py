@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 from torch.utils import _pytree as pytree
 
 from fastgraph import cuda
-from fastgraph.arguments import check_leaves, constant_key
+from fastgraph.arguments import Signature, check_leaves, constant_key
 from fastgraph.capture import Captured, capture, check_example_inputs, check_model, grad_facts, unwrapped, written
 from fastgraph.explanation import Explanation, explain
 from fastgraph.kernels.cuda import choices
@@ -82,6 +82,22 @@ class OptimizedModule(nn.Module):
     It has the original's parameters, buffers and layers under their own names. Call it as the original. `explain()`
     tells what became of every operator.
     """
+
+    _original: nn.Module
+    _signature: Signature
+    _is_loaded: bool
+    _training: dict[nn.Module, bool]
+    _structure: Any
+    _fingerprint: Fingerprint
+    _doors: list[Any]
+    _accepted: dict[Any, Specialization]
+    _refused: dict[Any, tuple[type[Exception], str]]
+    _looks_closer: bool
+    _lock: Any
+    specializations: list[Specialization]
+    dtype: torch.dtype | None
+    asked_engine: str
+    notes: list[str]
 
     def __init__(
         self,
@@ -204,7 +220,7 @@ class OptimizedModule(nn.Module):
         return pytree.tree_unflatten(list(results), captured.out_spec)
 
     def _in_a_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Under torch.compile and torch.export: the graph with its fused ops, or the original where there are several."""
+        """Under torch.compile and torch.export: the graph with fused ops, or the original where there are several."""
         (chosen, *others) = self.specializations
         captured = chosen.captured
         if (others or captured.state or captured.custom_gradients) and not self._is_loaded:
@@ -244,9 +260,9 @@ class OptimizedModule(nn.Module):
 
     def _flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
         first = self.specializations[0].captured if self.specializations else None
-        if first is not None and not kwargs and len(args) == first.plain_arguments:
-            if all(isinstance(a, torch.Tensor) for a in args):
-                return list(args), first.in_spec
+        plain = first is not None and not kwargs and len(args) == first.plain_arguments
+        if first is not None and plain and all(isinstance(a, torch.Tensor) for a in args):
+            return list(args), first.in_spec
         signature = self._signature
         args, kwargs = signature.canonical(args, kwargs)
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
@@ -264,8 +280,9 @@ class OptimizedModule(nn.Module):
         self, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: list[Any], spec: Any, key: Any
     ) -> Specialization:
         """A graph for inputs that none holds for; an error where there can be none."""
-        if key in self._refused:
-            raise self._refused[key]
+        if (refused := self._refused.get(key)) is not None:
+            kind, text = refused
+            raise kind(text)
         reason = self._why_none(leaves, spec)
         if self._is_loaded:
             raise _more(reason, "the module was loaded from a file and cannot be captured anew")
@@ -277,8 +294,11 @@ class OptimizedModule(nn.Module):
             self._check_pinned(captured, spec)
         except Exception as error:
             cause = str(error).rpartition(": torch.export cannot capture ")[2]
-            self._refused[key] = _more(reason, f"the model cannot be captured for it: {cause}")
-            raise self._refused[key] from error
+            refusal = _more(reason, f"the model cannot be captured for it: {cause}")
+            if len(self._refused) >= _ACCEPTED:
+                self._refused.clear()
+            self._refused[key] = type(refusal), str(refusal)
+            raise refusal from error
         return self._specialize(captured)
 
     def _why_none(self, leaves: list[Any], spec: Any) -> Exception:
@@ -341,10 +361,10 @@ class OptimizedModule(nn.Module):
         return explain(first.captured, first.rewritten, [engine, *_notes(first, others), *self.notes])
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._original._save_to_state_dict(*args, **kwargs)  # type: ignore[operator]
+        self._original._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._original._load_from_state_dict(*args, **kwargs)  # type: ignore[operator]
+        self._original._load_from_state_dict(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """The original's attributes, where this module has none of that name."""
@@ -419,7 +439,6 @@ def _notes(first: Specialization, others: Sequence[Specialization]) -> list[str]
     if captured.unseen:
         notes.append(f"forward sets {', '.join(captured.unseen)}, which no result depends on: not updated here")
     for other in others:
-        notes.append(
-            f"captured again for inputs with {', '.join(other.captured.differences(captured)) or 'other facts'}"
-        )
+        what = ", ".join(other.captured.differences(captured)) or "other facts"
+        notes.append(f"captured again for inputs with {what}")
     return notes

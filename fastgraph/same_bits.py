@@ -21,9 +21,9 @@ _EXACT_NAMES = (
     "to _to_copy type_as contiguous reshape flatten lift_fresh_copy detach_ embedding gather index index_select "
     "take_along_dim index_put index_put_ scatter flip roll repeat tile tril triu pad constant_pad_nd reflection_pad1d "
     "reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle one_hot "
-    "dropout upsample_nearest1d upsample_nearest2d upsample_nearest3d arange zeros zeros_like ones ones_like full full_like "
-    "new_zeros new_ones new_full eye scalar_tensor empty empty_like fill_ zero_ sym_size sym_numel sym_stride "
-    "_assert_async _assert_scalar _assert_tensor_metadata"
+    "dropout upsample_nearest1d upsample_nearest2d upsample_nearest3d arange zeros zeros_like ones ones_like full "
+    "full_like new_zeros new_ones new_full eye scalar_tensor empty empty_like fill_ zero_ sym_size sym_numel "
+    "sym_stride _assert_async _assert_scalar _assert_tensor_metadata"
 )
 _EXACT = {getattr(aten, name) for name in _EXACT_NAMES.split()}
 _EXACT_UNSCALED = (aten.add, aten.add_, aten.sub, aten.sub_)  # a + alpha b is one rounding or two
@@ -62,8 +62,13 @@ def _is_exact(node: fx.Node) -> bool:
         return all(_is_fp32_on_cpu(weight) for weight in weights)
     if not isinstance(target, torch._ops.OpOverload):  # the rest computes with sizes
         return target is operator.getitem or not (tensors(node.meta.get("val")) or _is_nesting(target))
-    if any(tensor.is_complex() for tensor in tensors(node.meta.get("val"))):
+    if torch.Tag.nondeterministic_seeded in target.tags:
         return False
+    values = [tensor for n in (node, *node.all_input_nodes) for tensor in tensors(n.meta.get("val"))]
+    if any(tensor.is_complex() for tensor in values):
+        return False
+    if not any(tensor.is_floating_point() for tensor in values):
+        return True  # sums of integers know no order
     is_view = not target._schema.is_mutable and any(r.alias_info is not None for r in target._schema.returns)
     if target.overloadpacket in _EXACT_UNSCALED:
         return bool(argument(node, "alpha") == 1)

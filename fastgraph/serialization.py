@@ -20,7 +20,8 @@ from safetensors.torch import save as save_tensors
 from torch import fx, nn
 
 from fastgraph import files
-from fastgraph.capture import Captured
+from fastgraph.arguments import CONSTANTS, Parameter, Signature
+from fastgraph.capture import Captured, read_from
 from fastgraph.conditions import compile_condition
 from fastgraph.encoding import check_name, decode, decode_nodes, decode_tree, encode, encode_node, encode_tree
 from fastgraph.module import OptimizedModule
@@ -30,10 +31,37 @@ from fastgraph.values import Rebuilder, Recorder
 FORMAT = "fastgraph"
 VERSION = 2
 _NO_VALUE = {"plain": None}
+
+
+def _encode_signature(signature: Signature) -> Any:
+    """Names, kinds and those default values that a file can hold; one that it cannot only needs to be left out."""
+    if signature.parameters is None:
+        return None
+    return [[p.name, p.kind, p.has_default, *_default(p)] for p in signature.parameters]
+
+
+def _default(parameter: Parameter) -> list[Any]:
+    try:
+        return [encode(parameter.default)] if isinstance(parameter.default, CONSTANTS) else []
+    except TypeError:
+        return []
+
+
+def _decode_signature(encoded: Any) -> Signature:
+    if encoded is None:
+        return Signature(None)
+    parameters = []
+    for name, kind, has_default, *default in encoded:
+        value = decode(default[0]) if default else object()
+        parameters.append(Parameter(name, kind, value) if has_default else Parameter(name, kind))
+    return Signature(parameters)
+
+
 # How the fields of `Captured` are written and read; all others are plain data.
 _FIELDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "in_spec": (encode_tree, decode_tree),
     "out_spec": (encode_tree, decode_tree),
+    "signature": (_encode_signature, _decode_signature),
 }
 
 
@@ -47,24 +75,23 @@ def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
     if not isinstance(module, OptimizedModule):
         raise TypeError(f"module: needs the result of fastgraph.optimize, got {type(module).__name__}")
     table = TensorTable()
+    if module.captured.state:
+        what = ", ".join(module.captured.state)
+        raise ValueError(f"module: forward keeps {what} from call to call, which a file cannot hold")
+    module.capture_batches()
     table.add_module(module)
-    programs = [_encode_captured(captured, table) for captured in _captures(module)]
+    programs = [_encode_captured(captured, table) for captured in module.captures()]
     descriptions, contents = table.encode()
     saved = {
         "programs": programs,
         "tensors": descriptions,
         "dtype": encode(module.dtype),
-        "engine": module.engine,
+        "engine": module.asked_engine,
         "torch": torch.__version__,
     }
     text = json.dumps(saved, allow_nan=False)
     metadata = {"format": FORMAT, "version": str(VERSION), "program": text, "sha256": _digest(text, contents)}
     files.write(Path(path), save_tensors(contents, metadata=metadata))
-
-
-def _captures(module: Any) -> list[Captured]:
-    """One for each class of calls that the module was captured for."""
-    return module.captures() if hasattr(module, "captures") else [module.captured]
 
 
 def load(path: str | os.PathLike[str]) -> OptimizedModule:
@@ -87,11 +114,13 @@ def load(path: str | os.PathLike[str]) -> OptimizedModule:
     try:
         saved = json.loads(text)
         root = build_root(saved["tensors"], contents)
-        (captured,) = (_decode_captured(program, root) for program in saved["programs"])
+        captures = [_decode_captured(program, root) for program in saved["programs"]]
         dtype, engine = decode(saved["dtype"]), saved["engine"]
     except (KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
         raise ValueError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-    return OptimizedModule(captured, dtype=dtype, engine=engine)
+    if not captures:
+        raise ValueError(f"{path}: damaged: it has no graph")
+    return OptimizedModule(root, captures, dtype=dtype, engine=engine, is_loaded=True)
 
 
 def _metadata(data: bytes, path: Any) -> dict[str, str]:
@@ -148,7 +177,7 @@ def _decode_captured(encoded: dict[str, Any], root: nn.Module) -> Captured:
         if field.name in encoded:
             _, read = _FIELDS.get(field.name, (encode, decode))
             others[field.name] = read(encoded[field.name])
-    captured = Captured(graph_module, **others)
+    captured = Captured(read_from(root, graph_module), **others)
     for condition in captured.conditions:
         compile_condition(condition)
     return captured
@@ -184,7 +213,8 @@ def _decode_graph(encoded: dict[str, Any], root: nn.Module, values: Rebuilder) -
         nodes[item["name"]].meta["val"] = values.value(item.get("value", _NO_VALUE))
     graphs = {target: _decode_graph(inner, root, values) for target, inner in encoded["graphs"].items()}
     for node in graph.find_nodes(op="get_attr"):
-        check_name(node.target, dotted=True)
+        if node.target not in graphs and not isinstance(operator.attrgetter(node.target)(root), torch.Tensor):
+            raise ValueError(f"{node.name}: {node.target} is no tensor")
     return fx.GraphModule(_with_graphs(root, graphs), graph)
 
 
@@ -197,7 +227,6 @@ def _with_graphs(root: nn.Module, graphs: dict[str, fx.GraphModule]) -> nn.Modul
     for slots in ("_parameters", "_buffers", "_modules"):
         both.__dict__[slots] = dict(vars(root)[slots])
     for name, graph in graphs.items():
-        if "." in name or hasattr(both, name):
-            raise ValueError(f"{name!r} is no name for a graph")
-        both.add_module(name, graph)
+        check_name(name)
+        both.add_module(name, graph)  # KeyError where it is another's name
     return both

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from fastgraph import cuda, precision
-from fastgraph.capture import Captured, read_from, rebind
+from fastgraph.capture import Captured, free_ones, read_from, rebind
 from fastgraph.direct import Direct, State
 from fastgraph.kernels.door import is_quiet
 from fastgraph.regions import is_switch, without_switches
@@ -18,7 +18,7 @@ from fastgraph.rewrite import Rewritten, rewrite
 class Specialization:
     """`run(tensors)` computes the flattened results for inputs that `captured`, a graph of `model`, holds for.
 
-    engine: "direct", "inductor" or "max-autotune", as in `optimize`; dtype: what it computes in, None for the model's own.
+    engine: "direct", "inductor" or "max-autotune", as in `optimize`; dtype: what it computes in, None for the model's.
     """
 
     def __init__(
@@ -44,9 +44,10 @@ class Specialization:
         self._compiled = None if self.engine == "direct" else self._compile()
 
     def _rewrite(self, graph_module: fx.GraphModule) -> Rewritten:
-        rewritten = rewrite(graph_module)
-        if self._dtype is not None:
-            precision.cast(rewritten.graph_module, self._dtype)
+        with free_ones():  # what rules compute of sizes is not to fix any
+            rewritten = rewrite(graph_module, dtype=self._dtype)
+            if self._dtype is not None:
+                precision.cast(rewritten.graph_module, self._dtype)
         read_from(self.captured.graph_module, rewritten.graph_module)
         return rewritten
 

@@ -172,7 +172,10 @@ def _tensor(
         dtype = decode(view["dtype"])
         everything = raw[view["in"]]
         offset = view["offset"] // dtype.itemsize
-        tensor = everything.view(dtype).as_strided(view["shape"], view["stride"], offset)
+        try:
+            tensor = everything.view(dtype).as_strided(view["shape"], view["stride"], offset)
+        except RuntimeError as error:
+            raise ValueError(f"{name} is not within its memory: {error}") from error
     if description["kind"] == "parameter":
         return nn.Parameter(tensor, description["requires_grad"])
     return tensor.requires_grad_(description["requires_grad"])

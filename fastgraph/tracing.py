@@ -1,9 +1,10 @@
-"""A call of a module as torch.export sees it, and what the module's own Python code does meanwhile that no graph shows."""
+"""A call of a module as torch.export sees it, and what the module's own code does meanwhile that no graph shows."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,8 @@ REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_se
 # Recurrent layers keep their parameters once more.
 DERIVED = ("_flat_weights", "_flat_weight_refs")
 _NOT_STATE = {*REGISTRIES, *DERIVED}
+_DEPTH = 4  # of containers in an attribute that are looked into
+_OPAQUE = (torch.Tensor, nn.Module, type, ModuleType, FunctionType, MethodType, torch.Generator)
 _STRIDES = (
     torch.Tensor.stride,
     torch.Tensor.is_contiguous,
@@ -42,34 +45,25 @@ class Observed:
     out_spec: pytree.TreeSpec | None = None
 
 
-class Call(nn.Module):
-    """The model as a function of its tensors alone: what else is among the arguments, `leaves` without tensors, is fixed.
-
-    It has the model's parameters and buffers under the model's own names.
-    """
+class Call:
+    """A call of `model`: what of its flattened arguments are tensors is free, all else among `leaves` is fixed."""
 
     def __init__(self, model: nn.Module, leaves: Sequence[Any], in_spec: pytree.TreeSpec, signature: Signature) -> None:
-        super().__init__()
-        for slots in REGISTRIES:
-            self.__dict__[slots] = model.__dict__[slots]
-        self.__dict__.update({n: v for n, v in vars(model).items() if isinstance(v, torch.Tensor)})
-        self.__dict__.update(model=model, leaves=list(leaves), in_spec=in_spec, signature=signature)
-        self.observed = Observed()
+        self.model, self.in_spec, self.signature = model, in_spec, signature
+        # Whether a tensor of the model was made in inference mode: then there can be no gradients.
+        self.is_inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+        self.leaves = [leaf if self.is_inference else _without_inference(leaf) for leaf in leaves]
+        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
         self.grad_mode = torch.is_grad_enabled()  # the caller's
+        self.observed = Observed()  # in the last trace
         self.state: list[str] = []
-        self.tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-    @property
-    def is_inference(self) -> bool:
-        """Whether a tensor was made in inference mode: then there can be no gradients."""
-        return any(t.is_inference() for t in (*self.tensors, *self.model.parameters(), *self.model.buffers()))
 
     @property
     def names(self) -> list[str]:
         """A name for every leaf."""
         return self.signature.names(*pytree.tree_unflatten(self.leaves, self.in_spec))
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
+    def run(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         """The tensors (and computed sizes) among the model's flattened outputs."""
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
@@ -82,6 +76,31 @@ class Call(nn.Module):
             if value is not TRACED and not isinstance(value, OUTPUTS):
                 raise TypeError(f"it returns a {type(value).__name__}, which a graph cannot hold")
         return tuple(value for value in flat if is_traced(value))
+
+
+def _without_inference(leaf: Any) -> Any:
+    """An input that was made in inference mode as one that was not: gradients could not be traced with it."""
+    if not isinstance(leaf, torch.Tensor) or not leaf.is_inference():
+        return leaf
+    with torch.inference_mode(False):
+        return leaf.clone()
+
+
+class FunctionOfTensors(nn.Module):
+    """A call as a module: it has the model's parameters and buffers under the model's own names."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        model = call.model
+        for slots in REGISTRIES:
+            self.__dict__[slots] = model.__dict__[slots]
+        self.__dict__.update({n: v for n, v in vars(model).items() if isinstance(v, torch.Tensor)})
+        self.__dict__["_fastgraph_call"] = call
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
+        """See `Call.run`."""
+        result: tuple[Any, ...] = self.__dict__["_fastgraph_call"].run(tensors)
+        return result
 
 
 TRACED = object()
@@ -103,6 +122,24 @@ def observe(model: nn.Module, observed: Observed) -> Iterator[None]:
                 yield
         finally:
             observed.assigned = _put_back(model, before)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """What the model sets on itself while the context is open is put back, buffers too."""
+    before = _attributes(model)
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        _put_back(model, before)
+        for registry, tensors in buffers:
+            registry.update(tensors)
+
+
+def plain_tensors(model: nn.Module) -> list[torch.Tensor]:
+    """Tensors that are attributes of the model's layers, neither parameters nor buffers."""
+    return [v for module in model.modules() for v in vars(module).values() if isinstance(v, torch.Tensor)]
 
 
 class _Reads(TorchFunctionMode):
@@ -150,13 +187,28 @@ def _spy_on_functions(observed: Observed) -> Any:
 
 
 def _attributes(model: nn.Module) -> dict[str, tuple[nn.Module, dict[str, Any], dict[str, Any]]]:
-    """Of every module: itself, its attributes, and copies of the lists and dictionaries among them."""
+    """Of every module: itself, its attributes, and what each of them that can change in itself holds."""
     found = {}
     for path, module in model.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in _NOT_STATE}
-        contents = {name: value.copy() for name, value in own.items() if type(value) in (dict, list, set)}
-        found[path] = module, own, contents
+        contents = {name: _contents(value) for name, value in own.items()}
+        found[path] = module, own, {name: inner for name, inner in contents.items() if inner}
     return found
+
+
+def _contents(value: Any) -> list[tuple[Any, Any]]:
+    """The lists, dictionaries, sets and objects' dictionaries in a value, each with a copy."""
+    found: dict[int, tuple[Any, Any]] = {}
+    pending = [(value, _DEPTH)]
+    while pending:
+        outer, depth = pending.pop()
+        inner = outer if isinstance(outer, dict | list | set) else None
+        if inner is None and not isinstance(outer, _OPAQUE):
+            inner = getattr(outer, "__dict__", None)
+        if isinstance(inner, dict | list | set) and depth and id(inner) not in found:
+            found[id(inner)] = inner, inner.copy()
+            pending += [(item, depth - 1) for item in (inner.values() if isinstance(inner, dict) else inner)]
+    return list(found.values())
 
 
 def _put_back(model: nn.Module, before: dict[str, Any]) -> dict[tuple[str, str], Any]:
@@ -171,11 +223,12 @@ def _put_back(model: nn.Module, before: dict[str, Any]) -> dict[tuple[str, str],
                 if name not in now or not _same(now[name], value):
                     changed[path, name] = now.get(name)
                 now[name] = value
-        for name, copy in contents.items():
-            if not _same_items(own[name], copy):
-                changed[path, name] = own[name].copy()
-                own[name].clear()
-                own[name].extend(copy) if isinstance(copy, list) else own[name].update(copy)
+        for name, inner in contents.items():
+            for container, copy in inner:
+                if not _same_items(container, copy):
+                    changed[path, name] = container.copy()
+                    container.clear()
+                    container.extend(copy) if isinstance(copy, list) else container.update(copy)
     return changed
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, ValueRangesSLoc
 from torch.utils._sympy import functions
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.symbol import SymT, make_symbol, symbol_is_type
@@ -44,8 +44,11 @@ class Recorder:
         if isinstance(value, torch.Tensor):
             return {"tensor": self._tensor(value)}
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-            kind = value.node.pytype.__name__
-            return {"symbolic": [kind, self._number(value), encode(value.node.hint) if value.node.has_hint() else None]}
+            node = value.node
+            if node.expr.is_Integer:
+                return {"plain": int(node.expr)}
+            hint = encode(node.hint) if node.has_hint() else None
+            return {"symbolic": [node.pytype.__name__, self._number(value), hint]}
         if isinstance(value, tuple | list):
             return {type(value).__name__ if type(value) is list else "tuple": [self.value(item) for item in value]}
         if isinstance(value, dict):
@@ -71,7 +74,7 @@ class Recorder:
         if isinstance(number, int | float):
             return number
         expression = self._expression(number.node.expr)
-        for symbol in number.node.expr.free_symbols:
+        for symbol in sorted(number.node.expr.free_symbols, key=str):
             self._symbol(symbol, number.node.shape_env)
         return expression
 
@@ -113,6 +116,7 @@ class Rebuilder:
         self._env = ShapeEnv(duck_shape=False)
         self._mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
         self._memory: dict[int, torch.Tensor] = {}  # what has a storage, by its number
+        self._sizes: dict[str, Any] = {}  # those of one node are mostly those of the next
         self._symbols = {name: self._symbol(name, **description) for name, description in symbols.items()}
 
     def value(self, encoded: dict[str, Any]) -> Any:
@@ -140,7 +144,14 @@ class Rebuilder:
         return fake.requires_grad_(description["requires_grad"])
 
     def _size(self, encoded: Any) -> int | torch.SymInt:
-        return encoded if isinstance(encoded, int) else self._symbolic("int", encoded, None)
+        if isinstance(encoded, int):
+            return encoded
+        key = str(encoded)
+        if key not in self._sizes:
+            expression, hints = self._expression(encoded), self._env.backed_var_to_val
+            hint = int(expression.xreplace(hints)) if expression.free_symbols <= hints.keys() else None
+            self._sizes[key] = self._env.create_symintnode(expression, hint=hint)
+        return self._sizes[key]
 
     def _symbolic(self, kind: str, encoded: Any, hint: Any) -> Any:
         expression, hint = self._expression(encoded), decode(hint)
@@ -166,6 +177,7 @@ class Rebuilder:
             self._env.backed_var_to_val[symbol] = self._expression(hint)
         if range is not None:
             self._env.var_to_range[symbol] = ValueRanges(*(self._expression(bound) for bound in range))
+            self._env.var_to_range_sloc[symbol] = ValueRangesSLoc(*[self._env._get_sloc()] * 2)
         if symbol_is_type(symbol, SymT.UNBACKED_INT):  # those that are made later have other names
             self._env.unbacked_symint_counter = max(self._env.unbacked_symint_counter, number + 1)
         return symbol

@@ -6,17 +6,22 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fastgraph.verify import error, tolerance
 
 
-def assert_close_to_reference(actual: torch.Tensor, eager: torch.Tensor, reference: torch.Tensor) -> None:
-    """At most twice eager's error against float64 plus a few ulp of the largest value; NaN and infinities in place."""
+def assert_close_to_reference(
+    actual: torch.Tensor, eager: torch.Tensor, reference: torch.Tensor, sums: float = 0.0
+) -> None:
+    """At most twice eager's error against float64 plus a few ulp of the largest value, or of `sums`, the largest sum of
+    absolute terms; NaN and infinities in place."""
     assert actual.dtype == eager.dtype
     assert actual.shape == eager.shape
-    found, allowed = error(actual, reference), tolerance(eager, reference)
+    found, allowed = error(actual, reference), tolerance(eager, reference, sums)
     assert found <= allowed, f"error {found:.3g} against float64, allowed {allowed:.3g}"
 
 
@@ -29,8 +34,26 @@ def double(value: Any) -> Any:
 def check_op(op: Callable[..., torch.Tensor], reference: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
     """Runs the op, and its reference in the tensors' own dtype and in float64; compares; returns the op's result."""
     actual = op(*arguments)
-    assert_close_to_reference(actual, reference(*arguments), reference(*double(arguments)))
+    with LastProduct() as last:
+        exact = reference(*double(arguments))
+    assert_close_to_reference(actual, reference(*arguments), exact, last.sums)
     return actual
+
+
+class LastProduct(TorchFunctionMode):
+    """Looks at the last product that is computed while it is open: `sums` is its largest |b| + sum |a_k w_k|."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls `func`, a product once more on absolute values."""
+        if func in (F.linear, F.conv2d):
+            sums = func(*pytree.tree_map_only(torch.Tensor, torch.abs, args), **(kwargs or {}))
+            finite = sums[sums.isfinite()]
+            self.sums = finite.max().item() if finite.numel() else 0.0
+        return func(*args, **(kwargs or {}))
 
 
 def check_gradients(

@@ -44,7 +44,7 @@ def captured_on(
                 if p is not None:
                     module._parameters[name] = nn.Parameter(torch.empty(p.shape, device="cuda"))
         captured = capture(fake.eval(), (torch.empty(shape, device="cuda"),))
-        optimized = fastgraph.OptimizedModule(captured, dtype=dtype, engine="auto")
+        optimized = fastgraph.OptimizedModule(fake, [captured], dtype=dtype, engine="auto")
         return optimized, optimized.explain()
 
 

@@ -116,10 +116,17 @@ def test_several_inputs_share_the_batch_and_nothing_is_said(tmp_path: Path, capf
     assert torch.equal(torch.from_numpy(product), lhs * rhs)
 
 
-@pytest.mark.parametrize("example_inputs", [torch.ones(1, 784), [torch.ones(1, 784)], (1,)])
-def test_refuses_example_inputs_that_are_no_tuple_of_tensors(example_inputs: Any, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="to_onnx: example_inputs must be a tuple of tensors; got"):
+@pytest.mark.parametrize("example_inputs", [torch.ones(1, 784), [torch.ones(1, 784)], {"x": torch.ones(1, 784)}])
+def test_refuses_example_inputs_that_are_no_tuple(example_inputs: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        TypeError, match="to_onnx: example_inputs must be a tuple of the arguments; got (Tensor|list|dict)"
+    ):
         export.to_onnx(DeepLearningModel().eval(), example_inputs, tmp_path / "no.onnx")
+
+
+def test_refuses_example_kwargs_that_are_no_dict(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="to_onnx: example_kwargs must be a dict of the named arguments; got list"):
+        export.to_onnx(DeepLearningModel().eval(), (), tmp_path / "no.onnx", example_kwargs=[1])  # type: ignore[arg-type]
 
 
 def test_refuses_what_is_no_module(tmp_path: Path) -> None:
@@ -139,9 +146,9 @@ def test_a_model_of_bfloat16_gets_an_opset_that_has_it(tmp_path: Path) -> None:
         export.to_onnx(optimized, (x,), tmp_path / "no.onnx", opset=20)
 
 
-@pytest.mark.parametrize(("example_inputs", "got"), [((), r"\[\]"), ((torch.tensor(1.0),), r"\[\(\)\]")])
-def test_refuses_example_inputs_without_a_batch(example_inputs: Any, got: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"tensors with a batch axis, at least one; got shapes {got}"):
+@pytest.mark.parametrize("example_inputs", [(), (1,)])
+def test_refuses_example_inputs_without_a_tensor(example_inputs: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"to_onnx: example_inputs must have a tensor, at least one; got \("):
         export.to_onnx(DeepLearningModel().eval(), example_inputs, tmp_path / "no.onnx")
 
 
@@ -295,28 +302,6 @@ def test_refuses_an_unknown_opset(opset: int, dtype: torch.dtype | None, tmp_pat
 def test_refuses_an_unknown_dtype(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"to_onnx: dtype must be one of torch.float32, .*; got torch.int8"):
         export.to_onnx(DeepLearningModel.pretrained(), (torch.ones(1, 784),), tmp_path / "no", dtype=torch.int8)
-
-
-class SingularValues(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.linalg.svdvals(x)
-
-
-class AsksForItsValues(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2 if x.sum() > 0 else x
-
-
-def test_names_the_operator_that_torch_onnx_does_not_know(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"torch.onnx cannot export SingularValues: .*aten._linalg_svd"):
-        export.to_onnx(SingularValues().eval(), (torch.ones(2, 3, 3),), tmp_path / "no.onnx")
-    assert not list(tmp_path.iterdir())
-
-
-def test_names_the_cause_where_a_model_cannot_be_captured(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="torch.export cannot capture AsksForItsValues: "):
-        export.to_onnx(AsksForItsValues().eval(), (torch.ones(2, 3),), tmp_path / "no.onnx")
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_file_is_kept_unless_told(tmp_path: Path) -> None:

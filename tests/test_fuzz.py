@@ -18,7 +18,7 @@ from tests.fuzz.__main__ import main
 from tests.fuzz.compare import MINOR, Difference, Reference, Session, compare
 from tests.fuzz.program import Program
 from tests.fuzz.shrink import shrink
-from tests.fuzz.stages import STAGES, Report, check
+from tests.fuzz.stages import STAGES, Finding, Report, check, stages_of
 
 COUNT = 200
 # Refusals that are documented: sizes that torch.export cannot free, nested graphs in files, operators without ONNX.
@@ -36,7 +36,7 @@ PROGRAM = Program(
 @pytest.fixture(scope="module")
 def summary() -> runner.Summary:
     """The modules of the first seeds through all stages, the costly ones on their share."""
-    return runner.run(range(COUNT), jobs=2, hangs=120.0)
+    return runner.run(range(COUNT), jobs=2)
 
 
 def test_modules(summary: runner.Summary) -> None:
@@ -218,11 +218,31 @@ def _work(connection: Connection, stages: Sequence[str], sparse: bool) -> None:
 
 
 def test_crashes_and_hangs_are_findings(tmp_path: Path) -> None:
-    summary = runner.run(range(5), jobs=2, work=_work, hangs=3.0, log=tmp_path / "log.jsonl")
+    summary = runner.run(range(5), jobs=2, work=_work, hangs=1.0, log=tmp_path / "log.jsonl")
     assert summary.modules == 5
     assert {(f.seed, f.kind) for f in summary.findings} == {(1, "crash"), (2, "hang")}
     assert all("class Model" in f.source for f in summary.findings)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_shares_and_budget() -> None:
+    """The costly stages come on the same seeds each time; no time, no modules."""
+    counts = {stage: sum(stage in stages_of(seed, STAGES) for seed in range(COUNT)) for stage in STAGES}
+    assert counts["optimize"] == COUNT
+    assert all(COUNT // 10 <= count < COUNT for stage, count in counts.items() if stage != "optimize")
+    assert stages_of(0, ("save",)) == ("save",)
+    assert runner.run(range(5), jobs=1, work=_work, budget=0.0).modules == 0
+
+
+def test_summary_groups_findings() -> None:
+    findings = [Finding(seed, "save", "load raises KeyError", f"no such {seed % 2}") for seed in range(4)]
+    summary = runner.Summary()
+    summary.add(Report(9, [*findings, Finding(9, "optimize", "strides", "output 0")], {"save": "module: no"}))
+    lines = str(summary).splitlines()
+    assert "4 findings" in lines[0]
+    assert any("load raises KeyError: no such N" in line and line.split()[0] == "4" for line in lines)
+    assert any("strides" in line for line in lines)
+    assert any("module: no" in line and "seeds 9" in line for line in lines)
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

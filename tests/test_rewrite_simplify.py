@@ -1,5 +1,7 @@
 """Simplifications: what each rule takes, what it refuses and why, and that numbers stay."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,6 +98,37 @@ def test_batch_norm_folds_into_a_convolution(bias: bool, affine: bool) -> None:
     assert "batch_norm" not in rewritten(model, IMAGE)[0]
 
 
+@pytest.mark.parametrize(
+    ("convolution", "shape"),
+    [
+        (nn.Conv1d(3, 5, 3, padding="same"), (2, 3, 9)),
+        (nn.Conv3d(3, 5, 2), (2, 3, 4, 5, 3)),
+        (nn.ConvTranspose1d(3, 5, 3, 2), (2, 3, 9)),
+        (nn.ConvTranspose2d(3, 5, 3, 2, bias=False), (2, 3, 5, 4)),
+        (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 6)),
+    ],
+)
+def test_batch_norm_folds_into_other_convolutions(convolution: nn.Module, shape: tuple[int, ...]) -> None:
+    norm = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)](convolution.out_channels)
+    assert "batch_norm" not in rewritten(nn.Sequential(convolution, randomised(norm)), torch.randn(shape))[0]
+
+
+def test_batch_norm_is_folded_in_float64() -> None:
+    """Sums that almost cancel the running mean: folded in fp32 the error would be twice eager's own."""
+    conv, norm = nn.Conv2d(16, 16, 3, bias=False), nn.BatchNorm2d(16)
+    x = 3 + 0.05 * torch.randn(3, 16, 12, 12, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        y = conv(x)
+        norm.running_mean.copy_(y.mean((0, 2, 3)))
+        norm.running_var.copy_(y.var((0, 2, 3)))
+    model = nn.Sequential(conv, norm).eval()
+    exact = nn.utils.fusion.fuse_conv_bn_eval(*copy.deepcopy(model).double())
+    result = fastgraph.optimize(model, (x,))
+    with torch.no_grad():
+        assert torch.equal(result(x), exact.float()(x))
+    assert "verified" in str(result.explain())
+
+
 def test_batch_norm_folds_into_a_linear_layer() -> None:
     model = nn.Sequential(nn.Linear(14, 5), randomised(nn.BatchNorm1d(5)), nn.ReLU())
     names, _ = rewritten(model, IMAGE[0, 0])
@@ -134,6 +167,16 @@ class InputWeight(nn.Module):
         ),
         (nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, track_running_stats=False)), (IMAGE,), "it is in"),
         (InputWeight(), (IMAGE, torch.ones(5, 3, 3, 3)), "weights or statistics are inputs of the graph"),
+        (
+            nn.Sequential(nn.Conv1d(3, 5, 3), randomised(nn.BatchNorm1d(12))),
+            (torch.randn(3, 14),),
+            "its channels are not the convolution's: the input has no batch axis",
+        ),
+        (
+            nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), randomised(nn.BatchNorm2d(6))),
+            (torch.randn(2, 4, 5, 6),),
+            "it follows a transposed convolution with groups=2",
+        ),
     ],
 )  # fmt: skip
 def test_batch_norm_that_stays(model: nn.Module, inputs: tuple[torch.Tensor, ...], reason: str) -> None:

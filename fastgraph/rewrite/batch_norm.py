@@ -1,7 +1,5 @@
 """Batch-norm in eval mode goes into the weights of the layer before it."""
 
-from typing import Any
-
 import torch
 from torch import fx
 
@@ -61,16 +59,16 @@ class BatchNorm:
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         source, node = match.nodes
         weight, bias = source.args[1], argument(source, "bias")
-        gamma, beta, mean, variance = (self._double(graph, arg) for arg in node.args[1:5])
+        gamma, beta, mean, variance = node.args[1:5]
+        # A float64 operand makes the result float64: what is fp32 beside it is widened exactly.
+        mean, variance = (make(graph, aten.to.dtype, arg, torch.float64) for arg in (mean, variance))
         scale = make(graph, aten.rsqrt.default, make(graph, aten.add.Scalar, variance, argument(node, "eps")))
         if gamma is not None:
             scale = make(graph, aten.mul.Tensor, gamma, scale)
         ones = [1] * (value(weight).dim() - 2)  # over the kernel's sizes
         shape = [1, -1, *ones] if calls(source, *_TRANSPOSED) else [-1, 1, *ones]
-        scale_of_weight = make(graph, aten.reshape.default, scale, shape)
-        new_weight = make(graph, aten.mul.Tensor, self._double(graph, weight), scale_of_weight)
-        shift = self._double(graph, bias)
-        shift = make(graph, aten.neg.default, mean) if bias is None else make(graph, aten.sub.Tensor, shift, mean)
+        new_weight = make(graph, aten.mul.Tensor, weight, make(graph, aten.reshape.default, scale, shape))
+        shift = make(graph, aten.neg.default, mean) if bias is None else make(graph, aten.sub.Tensor, bias, mean)
         new_bias = make(graph, aten.mul.Tensor, shift, scale)
         if beta is not None:
             new_bias = make(graph, aten.add.Tensor, new_bias, beta)
@@ -78,9 +76,6 @@ class BatchNorm:
         rounded = (make(graph, aten.to.dtype, new, dtype) for new in (new_weight, new_bias))
         kwargs = {name: given for name, given in source.kwargs.items() if name != "bias"}
         return graph.call_function(source.target, (source.args[0], *rounded, *source.args[3:]), kwargs)  # type: ignore[arg-type]
-
-    def _double(self, graph: fx.Graph, node: Any) -> fx.Node | None:
-        return None if node is None else make(graph, aten.to.dtype, node, torch.float64)
 
 
 RULES: list[Rule] = [BatchNorm()]

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import fx
-from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.amp import autocast_mode
+from torch.utils import _pytree as pytree
 
 from fastgraph.aliases import Aliases, argument, is_mutation, written
 from fastgraph.constants import constant_nodes
@@ -161,7 +162,8 @@ def make(graph: fx.Graph, function: Callable[..., Any], *args: Any, **kwargs: An
     """A node that calls `function`, with the fake tensor of its result."""
     made = graph.call_function(function, args, kwargs)
     values = fx.map_arg((args, kwargs), value)
-    with detect_fake_mode(values) or nullcontext(), torch.no_grad():
+    modes = [leaf.fake_mode for leaf in pytree.tree_leaves(values) if isinstance(leaf, FakeTensor)]
+    with modes[0] if modes else nullcontext(), torch.no_grad():
         made.meta["val"] = function(*values[0], **values[1])
     return made
 

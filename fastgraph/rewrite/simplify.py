@@ -22,7 +22,7 @@ _DROPOUT = (
     aten.feature_alpha_dropout_.default,
 )
 _CLAMPS = (aten.clamp.default, aten.clamp_min.default)
-_CLAMP_REASON = "its gradient where the input is 0 is 1, and that of relu is 0"
+_CLAMP_REASON = "its gradient where the input is 0 is 1, that of relu 0"
 _NOT_NEGATIVE = (_RELU, aten.sigmoid.default, aten.softmax.int, aten._softmax.default)
 _PRODUCTS = (aten.linear.default, aten.matmul.default, aten.mm.default)
 _IN_PLACE: dict[Any, Callable[..., Any]] = {

@@ -18,6 +18,16 @@ nb::object dict_of(nb::handle object) {
   return nb::steal(dict);
 }
 
+// A number that no other state of any dictionary has (PEP 509), or 0 where Python does not say.
+uint64_t version_of(PyObject* dict) {
+#if PY_VERSION_HEX < 0x030C0000
+  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#else
+  (void)dict;
+  return 0;
+#endif
+}
+
 bool contains(nb::handle set, PyObject* key) {
   const int found = set.is_valid() ? PySet_Contains(set.ptr(), key) : 0;
   if (found < 0) nb::raise_python_error();
@@ -49,7 +59,7 @@ void Structure::see_inside(nb::handle value) {
   } else if (PyList_CheckExact(object)) {
     const size_t begin = entries_.size();
     for (nb::handle item : nb::borrow<nb::list>(value)) entries_.push_back({nb::object(), nb::borrow(item)});
-    containers_.push_back({nb::borrow(value), Kind::kList, begin, entries_.size()});
+    containers_.push_back({nb::borrow(value), Kind::kList, begin, entries_.size(), 0});
   }
 }
 
@@ -60,13 +70,13 @@ void Structure::see_dict(nb::handle dict, nb::handle ignored) {
   PyObject *key, *value;
   while (PyDict_Next(dict.ptr(), &position, &key, &value))
     entries_.push_back({nb::borrow(key), contains(ignored, key) ? nb::object() : nb::borrow(value)});
-  containers_.push_back({nb::borrow(dict), Kind::kDict, begin, entries_.size()});
+  containers_.push_back({nb::borrow(dict), Kind::kDict, begin, entries_.size(), 0});
 }
 
 void Structure::see_iterable(nb::handle iterable) {
   const size_t begin = entries_.size();
   for (nb::handle key : iterable) entries_.push_back({nb::borrow(key), nb::object()});
-  containers_.push_back({nb::borrow(iterable), Kind::kIterable, begin, entries_.size()});
+  containers_.push_back({nb::borrow(iterable), Kind::kIterable, begin, entries_.size(), 0});
 }
 
 bool Structure::is_unchanged(const Container& seen) const {
@@ -75,6 +85,8 @@ bool Structure::is_unchanged(const Container& seen) const {
   const Entry* entry = entries_.data() + seen.begin;
   const Entry* const end = entries_.data() + seen.end;
   if (seen.kind == Kind::kDict) {
+    const uint64_t version = version_of(object);
+    if (version != 0 && version == seen.version) return true;
     if (PyDict_GET_SIZE(object) != count) return false;
     Py_ssize_t position = 0;
     PyObject *key = nullptr, *value = nullptr;
@@ -82,6 +94,7 @@ bool Structure::is_unchanged(const Container& seen) const {
       PyDict_Next(object, &position, &key, &value);
       if (key != entry->key.ptr() || (entry->value.is_valid() && value != entry->value.ptr())) return false;
     }
+    seen.version = version;
   } else if (seen.kind == Kind::kList) {
     if (PyList_GET_SIZE(object) != count) return false;
     for (Py_ssize_t i = 0; i < count; i++)

@@ -1,10 +1,12 @@
 // The native half of kernels/structure.py: what modules are made of, and whether it is still so.
 //
-// An entry takes 2 to 3 ns, a module about 20 of them: only pointers are compared, and no Python code runs.
+// Only pointers are compared, and no Python code runs. An entry takes 3 to 4 ns, and a module has about 20 of them; where
+// Python counts the changes of its dictionaries (3.11) most are not looked at.
 #pragma once
 
 #include <nanobind/nanobind.h>
 
+#include <cstdint>
 #include <vector>
 
 namespace fastgraph {
@@ -30,6 +32,7 @@ class Structure {
     nanobind::object object;
     Kind kind;
     size_t begin, end;  // of its entries
+    mutable uint64_t version;  // of a dictionary when it was last found unchanged
   };
 
   void see_inside(nanobind::handle value);

@@ -105,9 +105,9 @@ def packed(weights: Weights, biases: Biases, activations: Sequence[str]) -> Any:
     return _packed.get([*weights, *biases], tuple(activations))
 
 
-def run(packed_mlp: Any, rows: torch.Tensor, count: int, stride: int, out_features: int) -> torch.Tensor:
-    """The kernel on `count` rows of contiguous features, `stride` elements apart; returns [count, out_features]."""
-    output = rows.new_empty(count, out_features)
+def run(packed_mlp: Any, rows: torch.Tensor, count: int, stride: int, *size: int) -> torch.Tensor:
+    """The kernel on `count` rows of contiguous features, `stride` elements apart; `size` is that of the result."""
+    output = rows.new_empty(size)
     if rows.dtype is torch.bfloat16:
         packed_mlp.run_bf16(rows.data_ptr(), stride, count, output.data_ptr(), torch.get_num_threads())
         return output
@@ -128,8 +128,8 @@ def mlp_cpu(input: torch.Tensor, weights: Weights, biases: Biases, activations: 
         return reference.mlp(input, weights, biases, activations)
     rows = input if input.dim() == 2 else _as_rows(input)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    output = run(packed_mlp, rows, rows.shape[0], rows.stride(0), weights[-1].shape[0])
-    return output if input.dim() == 2 else output.view(*input.shape[:-1], weights[-1].shape[0])
+    size = (*input.shape[:-1], weights[-1].shape[0])
+    return run(packed_mlp, rows, rows.shape[0], rows.stride(0), *size)
 
 
 def _as_rows(input: torch.Tensor) -> torch.Tensor:
@@ -251,7 +251,7 @@ class Direct:
         size = self.output_size(input)
         if size is None:
             return torch.ops.fastgraph.mlp.default(input, *self._arguments)
-        return run(self.kernels["mlp"], input, size[0], self._in_features, size[1])
+        return run(self.kernels["mlp"], input, size[0], self._in_features, *size)
 
     def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         """`call`, which computes what this does, with gradients for the input and the op's arguments."""

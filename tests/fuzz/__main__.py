@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stages", default=",".join(STAGES), help="some of " + ", ".join(STAGES))
     parser.add_argument("--every", action="store_true", help="the costly stages on every seed, not on a share")
     parser.add_argument("--budget", type=float, help="seconds after which no module is begun")
-    parser.add_argument("--log", type=Path, default=Path("fuzz.jsonl"), help="JSON lines, one a finding")
+    parser.add_argument(
+        "--log", type=Path, default=Path(tempfile.gettempdir()) / "fuzz.jsonl", help="JSON lines, one a finding"
+    )
     options = parser.parse_args(arguments)
     options.stages = tuple(options.stages.split(","))
     if unknown := set(options.stages) - set(STAGES):

@@ -236,7 +236,8 @@ def _compare_none(kind: str, name: Any, ours: torch.Tensor | None, own: torch.Te
         return
     there = ours if own is None else own
     assert there is not None
-    yield Difference("gradient is None" if not there.any() else kind, f"{kind} {name}: {ours}, eager's {own}")
+    what = f"None, eager's {_few(there)}" if ours is None else f"{_few(there)}, eager's None"
+    yield Difference("gradient is None" if not there.any() else kind, f"{kind} {name}: {what}")
 
 
 def differs(
@@ -336,7 +337,9 @@ def _structure(value: Any, results: list[torch.Tensor]) -> Any:
     if isinstance(value, dict):
         return {"dict": [(key, _structure(v, results)) for key, v in value.items()]}
     if isinstance(value, tuple | list):
-        return (f"{type(value).__module__}.{type(value).__name__}", [_structure(v, results) for v in value])
+        # A file brings a namedtuple back under its name, not from its module.
+        kind = type(value).__name__ if hasattr(value, "_fields") else f"{type(value).__module__}.{type(value).__name__}"
+        return (kind, [_structure(v, results) for v in value])
     return (type(value).__name__, value)
 
 

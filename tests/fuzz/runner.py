@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import os
 import re
 import time
 import traceback
@@ -18,7 +19,8 @@ import torch
 from tests.fuzz.generator import generate
 from tests.fuzz.stages import STAGES, Finding, Report, check, stages_of
 
-HANGS = 30.0  # seconds for one module
+HANGS = 30.0  # seconds of the processor for one module
+_STUCK = 10  # times as long without an answer is a hang too: a worker that waits takes no time of the processor
 _START = 300.0  # seconds for a new worker's imports
 _READY = "ready"
 _LIFE = 400  # modules that a worker takes: torch.compile and torch.export keep memory
@@ -36,18 +38,38 @@ def _work(connection: Connection, stages: Sequence[str], sparse: bool) -> None:
             connection.send(Report(seed, [Finding(seed, "process", "the fuzzer raises", traceback.format_exc())]))
 
 
+def _processor_time(pid: int) -> float:
+    """Seconds that a process has computed; where Linux's /proc is missing, those that have passed."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass
 class _Worker:
     process: Any
     connection: Connection
     seed: int | None = None
     since: float = 0.0  # when it was given the seed, or was ready for it
+    used: float = 0.0  # the processor's time, by then
     ready: bool = False
     done: int = 0
 
     def give(self, seed: int) -> None:
-        self.seed, self.since = seed, time.monotonic()
+        self.seed = seed
+        self.begin()
         self.connection.send(seed)
+
+    def begin(self) -> None:
+        self.since, self.used = time.monotonic(), _processor_time(self.process.pid)
+
+    def hangs(self, limit: float) -> bool:
+        waited = time.monotonic() - self.since
+        if not self.ready:
+            return waited > _START
+        return waited > _STUCK * limit or (waited > limit and _processor_time(self.process.pid) - self.used > limit)
 
     def end(self) -> None:
         self.process.kill()
@@ -100,7 +122,7 @@ def _group(finding: Finding) -> str:
     """A kind; exceptions by their first words too."""
     if "raises" not in finding.kind:
         return finding.kind
-    words = re.sub(r"^call \d.*?: \w+: ", "", finding.detail).split()[:12]
+    words = re.sub(r"\b\d[\d.e+-]*", "N", re.sub(r"^call \d.*?: \w+: ", "", finding.detail)).split()[:12]
     return f"{finding.kind}: {' '.join(words)}"
 
 
@@ -134,7 +156,7 @@ def run(
     start = lambda: _start(work, stages, sparse)  # noqa: E731
     lines = log.open("w") if log else None
     try:
-        for report in _reports(iter(seeds), start, jobs, hangs, began + budget if budget else None):
+        for report in _reports(iter(seeds), start, jobs, hangs, None if budget is None else began + budget):
             summary.add(report)
             summary.seconds = time.monotonic() - began
             for finding in report.findings if lines else ():
@@ -202,7 +224,8 @@ def _answer(worker: _Worker, hangs: float) -> Report | None:
         if worker.connection.poll():
             report = worker.connection.recv()
             if report == _READY:
-                worker.ready, worker.since = True, time.monotonic()
+                worker.ready = True
+                worker.begin()
                 return None
             assert isinstance(report, Report)
             worker.seed, worker.done = None, worker.done + 1
@@ -210,9 +233,9 @@ def _answer(worker: _Worker, hangs: float) -> Report | None:
     except (EOFError, OSError):
         worker.process.join(5)
         return _lost(worker, seed, "crash", f"the process ended with status {worker.process.exitcode}")
-    if time.monotonic() - worker.since > (hangs if worker.ready else _START):
+    if worker.hangs(hangs):
         worker.process.kill()
-        return _lost(worker, seed, "hang", f"no answer in {hangs:.0f} s")
+        return _lost(worker, seed, "hang", f"no answer after {hangs:.3g} s of the processor")
     return None
 
 
