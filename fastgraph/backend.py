@@ -66,13 +66,13 @@ class CompiledGraph:
 
     def __call__(self, *inputs: Any) -> Any:
         """What the captured graph returns for its inputs, among which are the weights."""
-        if not is_quiet():
-            return self._as_it_is(*inputs)
         program: _Program | None = self._all
-        grads = self._turns_gradients_on or torch.is_grad_enabled()
-        if grads and any(inputs[i].requires_grad for i in self._weights):
-            program = self._without_gradients
-        run = None if program is None else program.ready(inputs)
+        if self._turns_gradients_on or torch.is_grad_enabled():
+            for i in self._weights:
+                if inputs[i].requires_grad:
+                    program = self._without_gradients
+                    break
+        run = program.ready(inputs) if program is not None and is_quiet() else None
         return self._as_it_is(*inputs) if run is None else run(*inputs)
 
 
