@@ -64,10 +64,13 @@ class _Kind:
 
 
 def _same(a: Any, b: Any) -> bool:
+    """One object, or equal plain values: torch.export puts copies of lists and dictionaries in their place."""
     if a is b:
         return True
-    if isinstance(a, tuple) and isinstance(b, tuple):
+    if type(a) is type(b) and isinstance(a, tuple | list):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if type(a) is type(b) and isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
     return type(a) is type(b) and isinstance(a, _Kind | bool | int | float | str | bytes) and a == b
 
 

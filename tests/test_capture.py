@@ -181,3 +181,20 @@ class DataDependent(nn.Module):
 def test_a_module_that_cannot_be_exported_is_one_error_with_its_cause() -> None:
     with pytest.raises(RuntimeError, match=r"model: torch.export cannot capture DataDependent: .*[Dd]ata-dependent"):
         fastgraph.optimize(DataDependent(), (torch.ones(3),))
+
+
+def test_graphs_of_a_recurrent_layer_stay_when_another_is_captured() -> None:
+    """torch.export leaves copies of the layer's lists behind, which is no change of the model."""
+    torch.manual_seed(0)
+    model = nn.LSTM(4, 3, batch_first=True).eval()
+    fast = fastgraph.optimize(model, (torch.ones(2, 5, 4),))
+    with torch.no_grad():
+        for batch in (2, 1, 3, 1, 2):
+            x = torch.randn(batch, 5, 4)
+            torch.testing.assert_close(fast(x), model(x))
+        assert len(fast.captures()) == 2
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"torch.export fixes input.shape\[1\]"):
+                fast(torch.ones(2, 7, 4))
+        torch.testing.assert_close(fast(x), model(x))
+    assert len(fast.captures()) == 2
