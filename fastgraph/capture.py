@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from fastgraph.arguments import Signature, check_leaves, constant_key
-from fastgraph.conditions import compile_condition, conditions
+from fastgraph.conditions import compile_condition, conditions, fixed
 from fastgraph.cuda import check_available
 from fastgraph.regions import inline_grad_modes
 from fastgraph.tracing import TRACED, Call, FunctionOfTensors, Observed, attributes_set, plain_tensors, stand_in
@@ -102,10 +102,10 @@ class Captured:
     def fixed_sizes(self) -> list[tuple[str, int, int]]:
         """(input, axis, size) for every size that is not free."""
         return [
-            (str(node.target), axis, fixed)
+            (str(node.target), axis, number)
             for node in self.placeholders
             for axis, size in enumerate(node.meta["val"].shape)
-            if (fixed := size if isinstance(size, int) else size.node.maybe_as_int()) is not None
+            if (number := fixed(size)) is not None
         ]
 
     def example(self, batch: int) -> list[Any]:
@@ -338,13 +338,18 @@ def export(model: nn.Module, example_inputs: Sequence[Any], example_kwargs: Mapp
     return call, program
 
 
+def _assigned(call: Call) -> list[str]:
+    """Names of the attributes that forward sets, in order."""
+    return sorted(".".join(filter(None, key)) for key in call.observed.assigned)
+
+
 def _state(call: Call, program: torch.export.ExportedProgram) -> list[str]:
     """Of the attributes that forward sets, those that results of later calls depend on.
 
     Traced once more with the attributes as the first call leaves them: is it the same graph?
     """
     assigned = call.observed.assigned
-    names = {".".join(filter(None, key)) for key in assigned}
+    names = set(_assigned(call))
     if not assigned:
         return []
     read = program.graph_signature.inputs_to_lifted_tensor_constants
@@ -382,7 +387,6 @@ def capture(
     graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs: the pytrees are OptimizedModule's business
     _return_all(graph, observed.outputs)
     _rename(graph, [n for n, leaf in zip(call.names, call.leaves, strict=True) if isinstance(leaf, torch.Tensor)])
-    assigned = [".".join(filter(None, key)) for key in observed.assigned]
     return Captured(
         read_from(model, fx.GraphModule(unlifted, graph)),
         call.in_spec,
@@ -394,7 +398,7 @@ def capture(
         grads=grad_facts(call.tensors) if observed.grads else None,
         custom_gradients=list(dict.fromkeys(observed.custom_gradients)),
         state=call.state,
-        unseen=[] if call.state else sorted(assigned),
+        unseen=[] if call.state else _assigned(call),
         attributes=_plain_attributes(model, graph),
     )
 
@@ -514,5 +518,5 @@ def check_inputs(captured: Captured, flat: Sequence[Any]) -> None:
 
 def sizes(tensor: torch.Tensor) -> str:
     """[*, 784]: the sizes of a captured tensor, a star for a free one."""
-    fixed = [n if isinstance(n, int) else n.node.maybe_as_int() for n in tensor.shape]
-    return "[" + ", ".join("*" if n is None else str(n) for n in fixed) + "]"
+    numbers = [fixed(size) for size in tensor.shape]
+    return "[" + ", ".join("*" if n is None else str(n) for n in numbers) + "]"

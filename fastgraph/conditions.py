@@ -182,13 +182,13 @@ def conditions(placeholders: Sequence[fx.Node]) -> list[str]:
     found: list[str] = []
     names: dict[str, str] = {}  # symbol -> the first size that has it
     sizes = [(f"{node.target}.shape[{axis}]", size) for node in placeholders for axis, size in enumerate(_shape(node))]
-    free = [(name, size.node) for name, size in sizes if _fixed(size) is None]
+    free = [(name, size.node) for name, size in sizes if fixed(size) is None]
     for name, node in free:
         if node.expr.is_symbol and str(node.expr) not in names:
             names[str(node.expr)] = name
             found += _bounds(name, node.shape_env.var_to_range[node.expr])
     for name, size in sizes:
-        if names.get(str(size.node.expr) if _fixed(size) is None else "") != name:
+        if names.get(str(size.node.expr) if fixed(size) is None else "") != name:
             found.append(f"{name} == {_value(size, names)}")
     if free:
         env = free[0][1].shape_env
@@ -208,14 +208,14 @@ def _squeezed(graph: fx.Graph) -> Iterator[Any]:
         shape = _shape(node.args[0])
         axes = node.args[1] if len(node.args) > 1 else range(len(shape))
         for axis in [axes] if isinstance(axes, int) else axes:
-            if len(shape) > 0 and _fixed(shape[axis]) is None:
+            if len(shape) > 0 and fixed(shape[axis]) is None:
                 yield shape[axis]
 
 
 def _value(size: Any, names: dict[str, str]) -> str:
     """What the graph takes the size for: a number, or an expression of others."""
-    if _fixed(size) is not None:
-        return str(_fixed(size))
+    if fixed(size) is not None:
+        return str(fixed(size))
     try:
         return express(size.node.expr, names)
     except Inexpressible:
@@ -227,7 +227,8 @@ def _shape(node: fx.Node) -> Sequence[Any]:
     return tensor.shape if isinstance(tensor, torch.Tensor) else ()
 
 
-def _fixed(size: Any) -> int | None:
+def fixed(size: Any) -> int | None:
+    """A size that is the same in every call; None for a free one."""
     return size if isinstance(size, int) else size.node.maybe_as_int()
 
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fastgraph import cuda
 from fastgraph.arguments import Signature, check_leaves, constant_key
-from fastgraph.capture import Captured, capture, check_example_inputs, check_model, grad_facts, unwrapped, written
+from fastgraph.capture import Captured, capture, check_example_inputs, grad_facts, unwrapped, written
 from fastgraph.explanation import Explanation, explain
 from fastgraph.kernels.cuda import choices
 from fastgraph.kernels.native import cpu_capability
@@ -64,7 +64,6 @@ def optimize(
     if engine not in ENGINES:
         raise ValueError(f"engine: needs one of {', '.join(ENGINES)}, got {engine!r}")
     model = unwrapped(model)
-    check_model(model)
     inputs = check_example_inputs(example_inputs)
     captured = capture(model, inputs, example_kwargs)
     optimized = OptimizedModule(model, [captured], dtype=dtype, engine=engine)
