@@ -15,9 +15,19 @@ mlp = torch.ops.fastgraph.mlp.default
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
 
 
+WORKERS = """
+def tasks():
+    return [f"/proc/self/task/{task}/" for task in os.listdir("/proc/self/task")]
+def workers():
+    return [task for task in tasks() if open(task + "comm").read() == "fastgraph\\n"]
+def workers_ns():
+    return sum(int(open(task + "schedstat").read().split()[0]) for task in workers())
+"""
+
+
 def in_new_process(code: str) -> str:
     """Runs code in a Python of its own and returns what it prints."""
-    header = "import os, time, torch, kernels\nmlp = torch.ops.fastgraph.mlp.default\n"
+    header = "import os, time, torch, fastgraph.kernels\nmlp = torch.ops.fastgraph.mlp.default\n" + WORKERS
     setup = "w = [torch.randn(512, 784), torch.randn(300, 512)]\nx = torch.randn(200, 784)\n"
     setup += "args = (w, [None, None], ['relu', 'none'])\n"
     done = subprocess.run(
@@ -52,27 +62,24 @@ read, write = os.pipe()
 child = os.fork()
 if child == 0:
     mlp(x, *args)
-    tasks = len(os.listdir('/proc/self/task'))
+    own = len(workers())
     same = all(torch.equal(mlp(x, *args), expected) for _ in range(20))
-    os.write(write, f"{same} {tasks}".encode())
+    os.write(write, f"{same} {own}".encode())
     os._exit(0)
 _, status = os.waitpid(child, 0)
 assert all(torch.equal(mlp(x, *args), expected) for _ in range(20))
 print(status, os.read(read, 20).decode())
 """)
-    assert out == "0 True 3"  # the child has workers of its own
+    assert out == "0 True 2"  # the child has workers of its own
 
 
 def test_threads_are_those_of_set_num_threads() -> None:
     out = in_new_process("""
-def workers(threads):
+def workers_after_a_call(threads):
     torch.set_num_threads(threads)
     mlp(x, *args)
-    return len(os.listdir("/proc/self/task"))
-torch.set_num_threads(1)
-torch.ones(1000, 1000) @ torch.ones(1000, 1000)
-before = len(os.listdir("/proc/self/task"))
-print(*[workers(n) - before for n in (1, 2, 4, 1)])
+    return len(workers())
+print(*[workers_after_a_call(n) for n in (1, 2, 4, 1)])
 """)
     assert out == "0 1 3 3"  # workers are kept, but only the first threads - 1 of them take part
 
@@ -105,6 +112,63 @@ time.sleep(2)
 print(time.process_time() - start)
 """)
     assert float(out) < 0.04  # two percent of two seconds
+
+
+def test_behind_an_operator_of_atens_the_job_is_its_teams() -> None:
+    """ATen's workers spin on after their operator, each on a core that ours would need: they compute, ours stay parked."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one core")
+    out = in_new_process("""
+torch.set_num_threads(2)
+x, big = torch.randn(200, 784), torch.randn(400, 400, 16)
+expected = mlp(x, *args)
+alone = workers_ns()
+for _ in range(20):
+    mlp(x, *args)
+alone, same = workers_ns() - alone, True
+for i in range(40):
+    if i == 20:
+        behind, own, everybody = workers_ns(), time.thread_time(), time.process_time()
+    big.add(1)
+    same &= torch.equal(mlp(x, *args), expected)
+own, everybody = time.thread_time() - own, time.process_time() - everybody
+print(same, (workers_ns() - behind) / alone, everybody / own)
+""")
+    same, ours, threads = out.split()
+    assert same == "True"
+    assert float(ours) < 0.5
+    assert float(threads) > 1.5
+
+
+def test_atens_workers_keep_their_denormal_mode() -> None:
+    out = in_new_process("""
+torch.set_num_threads(2)
+big, small = torch.randn(400, 400, 16), torch.full((400, 400, 16), 1e-40)
+for _ in range(4):
+    big.add(1)
+    torch.set_flush_denormal(True)
+    mlp(x, *args)
+    torch.set_flush_denormal(False)
+    print(bool(((small * 0.5) != 0).all()), end=" ")
+""")
+    assert out == "True True True True"
+
+
+def test_short_jobs_with_pauses_are_the_callers_own() -> None:
+    """Waking a worker takes longer than the whole job, which is known once some calls have been measured."""
+    out = in_new_process("""
+torch.set_num_threads(2)
+x = torch.randn(1, 784)
+mlp(x, *args)
+time.sleep(0.01)
+for i in range(60):
+    if i == 10:
+        before = workers_ns()
+    time.sleep(0.001)
+    mlp(x, *args)
+print(workers_ns() - before, len(workers()))
+""")
+    assert out == "0 1"
 
 
 def test_two_threads_share_the_work() -> None:

@@ -201,12 +201,12 @@ void ConvPool::run(const float* x, int64_t batch, int64_t height, int64_t width,
   const ConvPoolCall shared = call(s, offsets);
   const int64_t strips = ceil_div(s.out_height, s.strip_rows);
   const int64_t out_floats = s.out_height * s.out_width;
-  Lease lease(threads, work_ns(s, batch));
-  lease.run(batch * strips, [&](int64_t chunk) {
+  const auto run_chunk = [&](int64_t chunk) {
     const int64_t n = chunk / strips, first = chunk % strips * s.strip_rows, count = std::min(s.strip_rows, s.out_height - first);
     float* out = y + n * geometry_.out_channels * out_floats + first * s.out_width;
     run_strip(shared, x, batch, n, first, count, out, out_floats, thread_arena(s.scratch_floats));
-  });
+  };
+  Lease::hold(threads, time_, work_ns(s, batch), [&](Lease& lease) { lease.run(batch * strips, run_chunk); });
 }
 
 void ConvPool::run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const {
@@ -217,8 +217,7 @@ void ConvPool::run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t he
   const int64_t features = mlp.out_features();
   const int64_t strip_rows = channels * s.strip_rows;
   const double rows = double(batch * channels * s.out_height);
-  Lease lease(threads, work_ns(s, batch) + rows * double(mlp.multiply_adds()) / 16);
-  lease.run(batch * strips, [&](int64_t chunk) {
+  const auto run_chunk = [&](int64_t chunk) {
     const int64_t n = chunk / strips, first = chunk % strips * s.strip_rows, count = std::min(s.strip_rows, s.out_height - first);
     float* scratch = thread_arena(round_up(s.scratch_floats) + round_up(strip_rows * s.out_width) + round_up(strip_rows * features) +
                                   mlp.scratch_floats(kMlpRows));
@@ -230,7 +229,8 @@ void ConvPool::run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t he
       mlp.run_block(pooled + row * s.out_width, s.out_width, std::min(kMlpRows, channels * count - row), result + row * features, mlp_scratch);
     for (int64_t o = 0; o < channels; o++)
       std::copy(result + o * count * features, result + (o + 1) * count * features, y + ((n * channels + o) * s.out_height + first) * features);
-  });
+  };
+  Lease::hold(threads, time_, work_ns(s, batch) + rows * double(mlp.multiply_adds()) / 16, [&](Lease& lease) { lease.run(batch * strips, run_chunk); });
 }
 
 }  // namespace fastgraph

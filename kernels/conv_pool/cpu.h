@@ -11,6 +11,8 @@
 #include <memory>
 #include <vector>
 
+#include "../cpu/work.h"
+
 namespace fastgraph {
 
 struct ConvPoolGeometry {
@@ -102,6 +104,7 @@ class ConvPool {
   std::vector<float> weight_, winograd_, bias_;
   std::vector<uint32_t> winograd_pairs_;
   float bound_, weight_norm_;
+  mutable OneThreadTime time_;
 };
 
 }  // namespace fastgraph

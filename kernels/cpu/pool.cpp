@@ -1,7 +1,9 @@
 #include "pool.h"
 
 #include <pthread.h>
+#include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -15,15 +17,30 @@
 #include <immintrin.h>
 #endif
 
+#include "team.h"
+
 namespace fastgraph {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Measured on two cores: a parked worker begins 30 to 50 us after its wake-up, which itself takes the
-// caller about 5; a spinning one begins after 0.2. Calls from Python in a row are 10 to 25 us apart.
+// Measured on two cores: a parked worker begins 30 to 50 us after its wake-up (beside a busy process later: the pool measures
+// it), which itself takes the caller about 5; a spinning one begins after 0.2. Calls from Python in a row are 10 to 25 us apart.
 constexpr auto kSpin = std::chrono::microseconds(50);
-constexpr double kWorthWaking_ns = 60e3;
+constexpr int64_t kNotify_ns = 5'000, kWaking_ns = 50'000, kLongestWaking_ns = 400'000;
+// A job this long is worth waking for, whatever its own time has not been measured to be yet.
+constexpr double kLong_ns = 1e6;
+
+int64_t thread_ns() {
+#if defined(__linux__)
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+#else
+  return 0;
+#endif
+}
+int64_t now_ns() { return std::chrono::nanoseconds(Clock::now().time_since_epoch()).count(); }
 constexpr int kMaxThreads = 256;
 
 inline void pause() {
@@ -60,45 +77,26 @@ struct Ticket {
   static uint64_t next(uint64_t t) { return t & kMask; }
 };
 
-class Pool {
+}  // namespace
+
+// Where a job stands: whoever looks at it draws chunks and computes them.
+class Board {
  public:
   using Function = void (*)(const void*, int64_t);
+  virtual ~Board() = default;
 
-  bool try_take() { return !taken_.exchange(true, std::memory_order_acquire); }
+  uint64_t generation(std::memory_order order = std::memory_order_acquire) const { return Ticket::generation(ticket_.load(order)); }
 
-  void give_back() {
-    last_end_ = Clock::now();
-    taken_.store(false, std::memory_order_release);
-  }
-
-  // Starts missing workers; says how many threads there are for this call, the caller included.
-  int prepare(int threads, double work_ns) {
-    threads = threads < kMaxThreads ? threads : kMaxThreads;
-    try {
-      while (workers_ < threads - 1) {
-        std::thread(&Pool::work, this, workers_, Ticket::generation(ticket_.load())).detach();
-        workers_++;
-      }
-    } catch (const std::system_error&) {  // no more threads to be had: fewer will do
-    }
-    const bool parked = asleep_.load(std::memory_order_relaxed) > 0;
-    const bool in_a_row = Clock::now() - last_end_ < kSpin;
-    if (parked && work_ns < kWorthWaking_ns && !in_a_row) return 1;
-    return threads < workers_ + 1 ? threads : workers_ + 1;
-  }
-
+  // Computes a job, of which others may draw: helpers of index below threads - 1.
   void run(int threads, uint64_t chunks, Function function, const void* body) {
     function_ = function;
     body_ = body;
     mode_ = float_mode();
     helpers_.store(threads - 1, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    const uint64_t generation = (Ticket::generation(ticket_.load(std::memory_order_relaxed)) + 1) & (~uint64_t(0) >> (2 * Ticket::kBits));
+    const uint64_t generation = (this->generation(std::memory_order_relaxed) + 1) & (~uint64_t(0) >> (2 * Ticket::kBits));
     ticket_.store(Ticket::make(generation, chunks) + 1, std::memory_order_seq_cst);  // the first chunk is drawn already
-    if (asleep_.load(std::memory_order_seq_cst) > 0) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_all();
-    }
+    call_helpers();
     compute(0);
     while (draw(generation)) {
     }
@@ -113,7 +111,16 @@ class Pool {
     }
   }
 
+  // Takes part in the job `generation` as a helper.
+  void help(int index, uint64_t generation) {
+    if (index >= helpers_.load(std::memory_order_relaxed)) return;
+    while (draw(generation)) {
+    }
+  }
+
  private:
+  virtual void call_helpers() {}
+
   // Draws one chunk of the job `generation` and computes it; false when none is left.
   bool draw(uint64_t generation) {
     uint64_t t = ticket_.load(std::memory_order_acquire);
@@ -134,32 +141,6 @@ class Pool {
     done_.fetch_add(1, std::memory_order_release);
   }
 
-  void work(int index, uint64_t seen) {
-    for (;;) {
-      seen = next_generation(seen);
-      if (index >= helpers_.load(std::memory_order_relaxed)) continue;
-      while (draw(seen)) {
-      }
-    }
-  }
-
-  // Waits, first spinning and then parked, for a generation other than `seen`.
-  uint64_t next_generation(uint64_t seen) {
-    const auto start = Clock::now();
-    for (int spins = 1;; spins++) {
-      if (const uint64_t g = generation(std::memory_order_acquire); g != seen) return g;
-      pause();
-      if (spins % 64 == 0 && Clock::now() - start > kSpin) break;
-    }
-    std::unique_lock<std::mutex> lock(mutex_);
-    asleep_.fetch_add(1, std::memory_order_seq_cst);
-    wake_.wait(lock, [&] { return generation(std::memory_order_seq_cst) != seen; });
-    asleep_.fetch_sub(1, std::memory_order_seq_cst);
-    return generation(std::memory_order_acquire);
-  }
-
-  uint64_t generation(std::memory_order order) const { return Ticket::generation(ticket_.load(order)); }
-
   // Cache lines go from core to core once a step: what changes as chunks are drawn and done, which workers watch; and the job.
   alignas(64) std::atomic<uint64_t> ticket_{0};
   std::atomic<uint64_t> done_{0};
@@ -169,9 +150,93 @@ class Pool {
   std::atomic<int> helpers_{0};
   std::atomic<bool> failed_{false};
   std::exception_ptr failure_;  // the first one: written once a job, read when all of it is done
+};
+
+namespace {
+
+// The board of our own workers.
+class Pool : public Board {
+ public:
+  bool try_take() { return !taken_.exchange(true, std::memory_order_acquire); }
+
+  void give_back() {
+    last_end_ = Clock::now();
+    taken_.store(false, std::memory_order_release);
+  }
+
+  // Processor time that the workers have used; -1 while one of them is awake.
+  int64_t workers_ns() const { return asleep_.load() == workers_ ? used_ns_.load() : -1; }
+
+  // Starts missing workers; says how many threads there are for this call, the caller included.
+  int prepare(int threads, const OneThreadTime& time, double estimate_ns) {
+    threads = threads < kMaxThreads ? threads : kMaxThreads;
+    try {
+      while (workers_ < threads - 1) {
+        std::thread(&Pool::work, this, workers_.load(), generation()).detach();
+        workers_++;
+      }
+    } catch (const std::system_error&) {  // no more threads to be had: fewer will do
+    }
+    const bool in_a_row = Clock::now() - last_end_ < kSpin;
+    if (asleep_.load(std::memory_order_relaxed) > 0 && !in_a_row && !is_worth_waking(time, estimate_ns)) return 1;
+    return threads < workers_ + 1 ? threads : workers_ + 1;
+  }
+
+ private:
+  void call_helpers() override {
+    if (asleep_.load(std::memory_order_seq_cst) == 0) return;
+    woken_ns_.store(now_ns(), std::memory_order_relaxed);
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+
+  // With two threads, of which the second begins late: half the work and half of that delay, and the call that wakes.
+  bool is_worth_waking(const OneThreadTime& time, double estimate_ns) {
+    if (estimate_ns > kLong_ns) return true;
+    if (time.unknown(estimate_ns)) return false;
+    const int64_t waking = waking_ns_.load(std::memory_order_relaxed);
+    if (time.ns(estimate_ns) > double(waking + 2 * kNotify_ns)) return true;
+    // What was slow once, beside another process, is tried again some time.
+    if (waking > kWaking_ns) waking_ns_.store(waking - waking / 256, std::memory_order_relaxed);
+    return false;
+  }
+
+  void work(int index, uint64_t seen) {
+#if defined(__linux__)
+    pthread_setname_np(pthread_self(), "fastgraph");  // for profilers
+#endif
+    for (;;) {
+      seen = next_generation(seen);
+      help(index, seen);
+    }
+  }
+
+  // Waits, first spinning and then parked, for a generation other than `seen`.
+  uint64_t next_generation(uint64_t seen) {
+    const auto start = Clock::now();
+    for (int spins = 1;; spins++) {
+      if (const uint64_t g = generation(); g != seen) return g;
+      pause();
+      if (spins % 64 == 0 && Clock::now() - start > kSpin) break;
+    }
+    static thread_local int64_t counted = 0;
+    const int64_t used = thread_ns();
+    used_ns_.fetch_add(used - std::exchange(counted, used));
+    std::unique_lock<std::mutex> lock(mutex_);
+    asleep_.fetch_add(1, std::memory_order_seq_cst);
+    wake_.wait(lock, [&] { return generation(std::memory_order_seq_cst) != seen; });
+    asleep_.fetch_sub(1, std::memory_order_seq_cst);
+    const int64_t waking = waking_ns_.load(std::memory_order_relaxed);
+    const int64_t took = std::min(now_ns() - woken_ns_.load(std::memory_order_relaxed), kLongestWaking_ns);
+    waking_ns_.store(waking + (took - waking) / 8, std::memory_order_relaxed);
+    return generation();
+  }
+
   alignas(64) std::atomic<int> asleep_{0};
   std::atomic<bool> taken_{false};
-  int workers_ = 0;                    // read and written under taken_
+  std::atomic<int> workers_{0};        // written under taken_
+  std::atomic<int64_t> used_ns_{0};
+  std::atomic<int64_t> waking_ns_{kWaking_ns}, woken_ns_{0};  // from a wake-up to the first draw, smoothed; and the last one's time
   Clock::time_point last_end_{};       // likewise
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -191,20 +256,60 @@ Pool& get_pool() {
   return *pool.load(std::memory_order_acquire);
 }
 
+// The board of one call on the calling thread's OpenMP team.
+class TeamCall : public Board {
+ public:
+  // On every other thread of the team, until the caller's call has ended.
+  void serve(int index) {
+    const unsigned mode = float_mode();
+    for (uint64_t seen = 0; !ended_.load(std::memory_order_acquire);) {
+      const uint64_t g = generation();
+      if (g == seen) pause();
+      else help(index, seen = g);
+    }
+    set_float_mode(mode);  // the thread is ATen's
+  }
+  void end() { ended_.store(true, std::memory_order_release); }
+
+ private:
+  std::atomic<bool> ended_{false};
+};
+
 }  // namespace
 
-Lease::Lease(int threads, double work_ns) {
-  if (threads < 2 || !get_pool().try_take()) return;
-  held_ = true;
-  threads_ = get_pool().prepare(threads, work_ns);
+void Lease::hold(int threads, OneThreadTime& time, double estimate_ns, Call call, const void* body) {
+  if (threads > 1 && team::is_spinning(threads, get_pool().workers_ns())) return hold_team(threads, call, body);
+  if (threads < 2 || !get_pool().try_take()) {
+    Lease alone(1, nullptr);
+    return call(body, alone);
+  }
+  struct Taken {
+    ~Taken() { get_pool().give_back(); }
+  } taken;
+  Lease lease(get_pool().prepare(threads, time, estimate_ns), &get_pool());
+  if (lease.threads() > 1) return call(body, lease);
+  const int64_t start = now_ns();
+  call(body, lease);
+  time.measured(estimate_ns, double(now_ns() - start));
 }
 
-Lease::~Lease() {
-  if (held_) get_pool().give_back();
+void Lease::hold_team(int threads, Call call, const void* body) {
+  TeamCall board;
+  Lease lease(threads, &board);
+  std::exception_ptr failure;  // not to be thrown through the region
+  const auto part = [&](int thread) {
+    if (thread > 0) return board.serve(thread - 1);
+    try {
+      call(body, lease);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    board.end();
+  };
+  team::run(threads, part);
+  if (failure) std::rethrow_exception(failure);
 }
 
-void Lease::run_shared(int64_t chunks, Function function, const void* body) {
-  get_pool().run(threads_, uint64_t(chunks), function, body);
-}
+void Lease::run_shared(int64_t chunks, Function function, const void* body) { board_->run(threads_, uint64_t(chunks), function, body); }
 
 }  // namespace fastgraph

@@ -5,21 +5,30 @@
 //   scheduled yet costs nothing (an OpenMP region would wait for it).
 // * Workers spin for 50 us after a job, then park; an idle process uses no CPU time.
 // * Waking a parked worker costs more than it brings for a very small job: such a job runs
-//   on the caller alone unless calls follow each other closely (see Lease).
+//   on the caller alone unless calls follow each other closely. Both are measured (see OneThreadTime).
+// * Where ATen's workers spin after an operator of theirs, the job is given to them (see team.h).
 // * One job at a time. A second Python thread that finds the pool taken computes alone.
 // * After fork() the child starts with a fresh pool.
 #pragma once
 
 #include <stdint.h>
 
+#include "work.h"
+
 namespace fastgraph {
 
-// The right to use the pool for one call, which may be several jobs in a row.
+class Board;
+
+// The right to use threads for one call, which may be several jobs in a row.
 class Lease {
  public:
-  // threads: at most so many, the caller included. work_ns: one thread's time for the whole call, roughly.
-  Lease(int threads, double work_ns);
-  ~Lease();
+  // Calls call(lease). threads: at most so many, the caller included. estimate_ns: one thread's time for the whole call, roughly, of
+  // which `time` knows, and learns, how far it is off.
+  template <class Call>
+  static void hold(int threads, OneThreadTime& time, double estimate_ns, const Call& call) {
+    hold(threads, time, estimate_ns, [](const void* p, Lease& lease) { (*static_cast<const Call*>(p))(lease); }, &call);
+  }
+
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
 
@@ -28,7 +37,7 @@ class Lease {
 
   static constexpr int64_t kMaxChunks = (int64_t(1) << 21) - 1;
 
-  // Calls body(chunk) for every chunk in [0, chunks), on this thread and the workers; returns when all are done.
+  // Calls body(chunk) for every chunk in [0, chunks), on this thread and the others; returns when all are done.
   // Where a chunk throws, the others are computed all the same (on one thread: those before it) and the caller gets one exception.
   template <class Body>
   void run(int64_t chunks, const Body& body) {
@@ -45,9 +54,15 @@ class Lease {
 
  private:
   using Function = void (*)(const void* body, int64_t chunk);
+  using Call = void (*)(const void* call, Lease& lease);
+
+  Lease(int threads, Board* board) : threads_(threads), board_(board) {}
+  static void hold(int threads, OneThreadTime& time, double estimate_ns, Call call, const void* body);
+  static void hold_team(int threads, Call call, const void* body);
   void run_shared(int64_t chunks, Function function, const void* body);
-  int threads_ = 1;
-  bool held_ = false;
+
+  int threads_;
+  Board* board_;  // null where threads_ is 1
 };
 
 }  // namespace fastgraph

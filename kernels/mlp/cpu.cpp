@@ -172,9 +172,14 @@ void Mlp::run_bf16(const uint16_t* x, int64_t ldx, int64_t rows, uint16_t* y, in
 void Mlp::run(const float* x, int64_t ldx, int64_t rows, float* y, int threads) const {
   if (rows == 0 || out_features() == 0) return;
   if (in_features() == 0) ldx = 0;  // x may be null
-  Lease lease(threads, work_ns(double(multiply_adds_) * double(rows), double(packed_bytes())));
-  if (lease.threads() > 1 && rows < kMinRowsPerThread * lease.threads()) return run_columns(x, ldx, rows, y, lease);
-  // As many equal blocks as keep every thread busy to the end.
+  Lease::hold(threads, time_, work_ns(double(multiply_adds_) * double(rows), double(packed_bytes())), [&](Lease& lease) {
+    if (lease.threads() > 1 && rows < kMinRowsPerThread * lease.threads()) run_columns(x, ldx, rows, y, lease);
+    else run_rows(x, ldx, rows, y, lease);
+  });
+}
+
+// As many equal blocks as keep every thread busy to the end.
+void Mlp::run_rows(const float* x, int64_t ldx, int64_t rows, float* y, Lease& lease) const {
   const int64_t per_thread = (rows + lease.threads() - 1) / lease.threads();
   const int64_t rounds = (per_thread + kBlockRows - 1) / kBlockRows;
   const int64_t chunks = rounds * lease.threads(), block = (rows + chunks - 1) / chunks;

@@ -11,6 +11,8 @@
 #include <memory>
 #include <vector>
 
+#include "../cpu/work.h"
+
 namespace fastgraph {
 
 enum class Activation : int;
@@ -76,6 +78,7 @@ class Mlp {
  private:
   void run_panels(const MlpLayer& layer, const float* a, int64_t lda, int64_t rows, float* out, int64_t ldo, float* narrowed, int64_t first,
                   int64_t last) const;
+  void run_rows(const float* x, int64_t ldx, int64_t rows, float* y, Lease& lease) const;
   void run_columns(const float* x, int64_t ldx, int64_t rows, float* y, Lease& lease) const;
   // Calls step(layer, a, lda, out, ldo, narrowed) for every layer, with what it reads and where it writes in `scratch`; then
   // finishes.
@@ -84,6 +87,7 @@ class Mlp {
 
   std::vector<MlpLayer> layers_;
   std::unique_ptr<float, void (*)(void*)> storage_;
+  mutable OneThreadTime time_;
   bool bf16_;
   int64_t width_ = 0;  // widest layer, padded; with bf16 weights at least half the widest input too
   int64_t multiply_adds_ = 0;
