@@ -1,6 +1,6 @@
 """What of a graph depends on parameters and buffers alone, and so has to be computed only when they change."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import fx
@@ -28,6 +28,24 @@ def constant_nodes(
         if computed and not aliases.writers(node) and not aliases.leaves(node):
             constants.add(node)
     return constants
+
+
+def unversioned_nodes(
+    graph: fx.Graph, constants: Collection[fx.Node], tensor_of: Callable[[fx.Node], object]
+) -> set[fx.Node]:
+    """Of `constants`, parameters and buffers whose change could not be seen, and what is computed from them.
+
+    Those are the ones made in inference_mode: they are read anew in each call. `tensor_of` finds the tensor of a
+    get_attr node.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node not in constants:
+            continue
+        tensor = tensor_of(node) if node.op == "get_attr" else None
+        if (isinstance(tensor, torch.Tensor) and tensor.is_inference()) or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _is_pure(node: fx.Node) -> bool:

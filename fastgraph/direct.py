@@ -16,13 +16,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fastgraph.constants import constant_nodes
+from fastgraph.constants import constant_nodes, unversioned_nodes
 from fastgraph.gradients import GradientProgram, compiled
 from fastgraph.kernels.conv_pool.op import Direct as ConvPool
 from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
 from fastgraph.kernels.door import open_door, open_gate
 from fastgraph.kernels.mlp.op import Direct as Mlp
-from fastgraph.kernels.weights import Snapshot, has_version
+from fastgraph.kernels.weights import Snapshot
 
 DOORS: dict[Any, Callable[..., Any]] = {
     torch.ops.fastgraph.mlp.default: Mlp,
@@ -86,10 +86,16 @@ class Direct:
         doors: bool = True,
     ) -> None:
         self._slots = {node: _slot(module, graph, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
-        self._constants = self._without_unversioned(constant_nodes(graph))
+        constants = constant_nodes(graph)
+        unversioned = unversioned_nodes(graph, constants, lambda node: self._slots[node][0][self._slots[node][1]])
+        # Nothing is computed beforehand where a change could not be seen.
+        self._constants = {node for node in constants if node.op == "get_attr" or node not in unversioned}
         self._graph = graph
         self._structure = structure
-        self._watched = [slot for node, slot in self._slots.items() if node in self._constants]
+        watched = {node: slot for node, slot in self._slots.items() if node in constants}
+        self._watched = [slot for node, slot in watched.items() if node not in unversioned]
+        self._computed_from = len(self._watched)  # of what is watched; the others are only read
+        self._watched += [slot for node, slot in watched.items() if node in unversioned]
         self._names: dict[fx.Node, str] = {}
         self._doors: dict[str, fx.Node] = {}
         self.program = self._program(doors)
@@ -107,13 +113,6 @@ class Direct:
         values = (owner[name] for owner, name in self._slots.values())
         return [value for value in values if isinstance(value, torch.Tensor)]
 
-    def _without_unversioned(self, constants: set[fx.Node]) -> set[fx.Node]:
-        """Nothing is computed beforehand where a change could not be seen: parameters are read in each call."""
-        tensors = [owner[name] for node, (owner, name) in self._slots.items() if node in constants]
-        if all(has_version(t) for t in tensors):
-            return constants
-        return {node for node in constants if node.op == "get_attr"}
-
     def follow(self, structure: Any) -> None:
         """Forgets the state; `structure` guards the next one."""
         with self._lock:
@@ -130,7 +129,7 @@ class Direct:
     def state(self) -> State:
         """Computes the constants and packs the weights."""
         tensors = self.tensors()
-        snapshot = Snapshot(tensors) if all(map(has_version, tensors)) else Snapshot([], tensors)
+        snapshot = Snapshot(tensors[: self._computed_from], tensors[self._computed_from :])
         values: dict[fx.Node, Any] = {node: owner[name] for node, (owner, name) in self._slots.items()}
         with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
             for node in self._graph.nodes:

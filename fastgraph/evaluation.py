@@ -197,6 +197,6 @@ def restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for tensor, values in zip(tensors, saved, strict=True):
+            for tensor, values in zip(tensors, saved, strict=True):
+                with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
                     tensor.copy_(values)

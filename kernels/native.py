@@ -15,6 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 CAPABILITIES = ("avx512_bf16", "avx512", "avx2", "scalar", "aten")
+UNVERSIONED = "parameters made in inference_mode have no version: a change could not be seen"
 TAKEN = ({torch.float32}, {torch.bfloat16})  # dtypes of weights
 
 _native: ModuleType | None = None
@@ -106,7 +107,7 @@ def _refusal_of(weight: torch.Tensor) -> str | None:
     if type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return f"a weight of type {type(weight).__name__}, with operators of its own, has no kernel on the CPU"
     if weight.is_inference():
-        return "parameters made in inference_mode have no version: a change could not be seen"
+        return UNVERSIONED
     return None
 
 

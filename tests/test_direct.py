@@ -190,3 +190,31 @@ def test_through_door(generator: torch.Generator) -> None:
     ):
         assert torch.equal(call(x), op(x))
     assert called == [(2, 6), (3, 6), (5, 6)]  # a form once, and what is not contiguous always
+
+
+def test_parameters_of_inference_mode_stay_in_aten_and_the_others_do_not(generator: torch.Generator) -> None:
+    """A change of theirs cannot be seen: nothing is packed or folded from them, and they are read anew in each call."""
+    with torch.inference_mode():
+        layers = [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 6), nn.ReLU()]
+    eager = nn.Sequential(*layers, nn.Linear(6, 6), nn.ReLU()).eval()
+    x = random(generator, (3, 1, 6, 6))
+    fast = fastgraph.optimize(eager, (x,))
+    unseen = [r.operator for r in fast.explain().rows if "inference_mode" in (r.reason or "")]
+    assert unseen == ["aten.batch_norm.default", "aten.linear.default"]
+    assert fast.explain().rows[-1].becomes.startswith("mlp")
+    for changed in (eager[0].weight, eager[1].running_mean, eager[3].bias, eager[5].weight):
+        with torch.inference_mode(), torch.no_grad():
+            changed.add_(1)
+            torch.testing.assert_close(fast(x), eager(x))
+
+
+def test_a_model_of_inference_mode_is_eagers(generator: torch.Generator) -> None:
+    with torch.inference_mode():
+        eager = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)).eval()
+    fast = fastgraph.optimize(eager, (torch.zeros(2, 6),))
+    x = random(generator, (3, 6))
+    with torch.inference_mode():
+        fast(x)
+        assert fast._doors[0](x) is not None  # the quick way, with another weight too
+        eager[0].weight.mul_(2)
+        assert torch.equal(fast(x), eager(x))

@@ -115,7 +115,7 @@ print(time.process_time() - start)
 
 
 def test_behind_an_operator_of_atens_the_job_is_its_teams() -> None:
-    """ATen's workers spin on after their operator, each on a core that ours would need: they compute, ours stay parked."""
+    """ATen's workers spin on, each on a core that ours would need: they compute, ours stay parked."""
     if (os.cpu_count() or 1) < 2:
         pytest.skip("one core")
     out = in_new_process("""

@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from fastgraph.rewrite.rule import Facts, Match, Rule, argument, aten, calls, make, only_user, value
+from fastgraph.rewrite.rule import UNVERSIONED, Facts, Match, Rule, argument, aten, calls, make, only_user, value
 
 _CONVOLUTIONS = (
     aten.conv1d.default,
@@ -54,6 +54,8 @@ class BatchNorm:
         constants = [*source.args[1:3], *node.args[1:5]]
         if any(isinstance(c, fx.Node) and c not in facts.constants for c in constants):
             return "weights or statistics are inputs of the graph or vary: folding them would cost time in every call"
+        if not facts.unversioned.isdisjoint(c for c in constants if isinstance(c, fx.Node)):
+            return UNVERSIONED
         return None
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:

@@ -88,6 +88,8 @@ class Activation:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         if not calls(source, OP):
+            if calls(source, LINEAR):
+                return "it follows a linear layer that is in no chain"
             ends = calls(source, *_ELEMENTWISE, *_SOFTMAX, aten.gelu.default)
             return "it follows an activation that is in no chain" if ends else "it does not follow a linear layer"
         if only_user(source) is not node:

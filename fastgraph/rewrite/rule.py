@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +14,12 @@ from torch.amp import autocast_mode
 from torch.utils import _pytree as pytree
 
 from fastgraph.aliases import Aliases, argument, is_mutation, written
-from fastgraph.constants import constant_nodes
+from fastgraph.constants import constant_nodes, unversioned_nodes
+from fastgraph.kernels.native import UNVERSIONED
 
 aten = torch.ops.aten
 __all__ = [
+    "UNVERSIONED",
     "Facts",
     "Match",
     "Refusal",
@@ -71,6 +75,7 @@ class Facts:
     def __init__(self, graph: fx.Graph, weights: Iterable[fx.Node] | None, dtype: torch.dtype | None) -> None:
         self.aliases = Aliases(graph)
         self.constants = constant_nodes(graph, self.aliases)
+        self.unversioned = unversioned_nodes(graph, self.constants, partial(_tensor, graph.owning_module))
         self.weights = self.constants
         if weights is not None:
             self.weights = self.constants | constant_nodes(graph, self.aliases, list(weights))
@@ -82,6 +87,8 @@ class Facts:
         self.aliases.add(node)
         if self.aliases.writers(node):
             return
+        if not self.unversioned.isdisjoint(node.all_input_nodes):
+            self.unversioned.add(node)
         for nodes in (self.constants, self.weights):
             if node.all_input_nodes and all(arg in nodes for arg in node.all_input_nodes):
                 nodes.add(node)
@@ -101,8 +108,10 @@ class Facts:
         return None
 
     def varies(self, values: Iterable[Any]) -> str | None:
-        """Why one of a fused op's weights is not the same in every call; None if all are."""
+        """Why one of a fused op's weights is not, or may not be, the same in every call; None if all are."""
         for node in values:
+            if node in self.unversioned:
+                return UNVERSIONED
             if not isinstance(node, fx.Node) or node in self.weights:
                 continue
             if writers := self.aliases.writers(node):
@@ -120,6 +129,11 @@ class Facts:
         if dtype not in _KERNEL_DTYPES.get(device, ()):
             return f"no kernel computes in {str(dtype).removeprefix('torch.')} on {device}"
         return None
+
+
+def _tensor(owner: fx.GraphModule | None, node: fx.Node) -> object:
+    """The tensor of a get_attr node, None where the graph belongs to no module."""
+    return None if owner is None else attrgetter(str(node.target))(owner)
 
 
 def _in_autocast(graph: fx.Graph) -> set[fx.Node]:
