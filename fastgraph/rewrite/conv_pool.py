@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastgraph.kernels.conv_pool.op import refusal
+from fastgraph.kernels.conv_pool.op import is_slower, refusal
 from fastgraph.rewrite.rule import Facts, Match, Rule, argument, aten, calls, only_user, value
 
 CONV = (aten.conv2d.default, aten.conv2d.padding)
@@ -82,12 +82,23 @@ class ConvPool:
         if pair(argument(pool, "dilation")) != [1, 1]:
             return f"pool dilation {pair(argument(pool, 'dilation'))} (the kernel takes 1)"
         geometry = geometry_of(conv, pool)
-        return geometry[1] if isinstance(geometry[1], str) else refusal(geometry)
+        return geometry[1] if isinstance(geometry[1], str) else refusal(geometry) or _slower(conv)
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         conv = match.nodes[0]
         arguments = (conv.args[0], conv.args[1], argument(conv, "bias"), *match.parts["geometry"])
         return graph.call_function(OP, arguments)
+
+
+def _slower(conv: fx.Node) -> str | None:
+    weight, width = value(conv.args[1]).shape, value(conv).shape[-1]
+    if not isinstance(width, int):
+        width = width.node.hint
+    if value(conv).device.type == "cpu" and is_slower(weight, width):
+        channels, *kernel = weight[1:]
+        size = "x".join(map(str, kernel))
+        return f"ATen is faster at {channels} input channels, a {size} kernel and rows of {width}"
+    return None
 
 
 RULES: list[Rule] = [ConvPool()]

@@ -13,6 +13,7 @@ dot products, the transformed pixels and weights are rounded to bf16), fp32, fp1
 all else in ATen. RuntimeError for tensors that do not fit together.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ GEOMETRY = (
 )
 LIBRARY.define(f"conv_pool(Tensor input, Tensor weight, Tensor? bias, {GEOMETRY}) -> Tensor")
 
+SLOWER = ((288, 10), (576, 15), (1536, math.inf))  # from so many values a sum, for rows of at most so many pixels
+
 Geometry = tuple[Any, ...]  # the arguments that GEOMETRY names, in its order
 
 
@@ -47,6 +50,16 @@ def refusal(geometry: Geometry) -> str | None:
     if max(pool_padding) > MAX_POOL_PADDING:
         return f"pool_padding {list(pool_padding)} is above {MAX_POOL_PADDING}"
     return None
+
+
+def is_slower(weight: Sequence[int], width: int) -> bool:
+    """Whether ATen's convolution is faster on the CPU, for a weight of this shape and results of this width.
+
+    The kernel computes 16 pixels of a row at once, one input channel after the other: measured with AVX-512 it loses
+    where most of these are beyond a narrow row, and where there are many channels.
+    """
+    values = math.prod(weight[1:])
+    return any(values >= least and width <= widest for least, widest in SLOWER)
 
 
 def conv_size(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> Any:
