@@ -282,10 +282,12 @@ class Door : public Watch {
 
   void run(const Form& form, const float* x, float* y, int threads) const {
     const nb::gil_scoped_release release;
-    const int64_t batch = form[2], height = form[4], width = form[5];
-    if (conv_pool_ == nullptr)
-      mlp_->run(x, mlp_->in_features(), batch, y, threads);
-    else if (mlp_ == nullptr)
+    const int64_t rank = form[1], batch = form[2], height = form[4], width = form[5];
+    if (conv_pool_ == nullptr) {
+      int64_t rows = 1;
+      for (int64_t i = 0; i + 1 < rank; i++) rows *= form[size_t(2 + i)];
+      mlp_->run(x, mlp_->in_features(), rows, y, threads);
+    } else if (mlp_ == nullptr)
       conv_pool_->run(x, batch, height, width, y, threads);
     else
       conv_pool_->run_mlp(*mlp_, x, batch, height, width, y, threads);

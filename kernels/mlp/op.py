@@ -12,6 +12,7 @@ activation is "none", one of `ACTIVATIONS`, or several joined by "+"; softmax an
 RuntimeError for tensors that do not fit together, ValueError for activations.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -240,18 +241,20 @@ class Direct:
         taken = native.takes(*weights, *biases)
         self.kernels = {"mlp": packed(weights, biases, activations)} if taken else {}
 
-    def output_size(self, input: torch.Tensor) -> tuple[int, int] | None:
-        """Size of the result where the kernel takes this input as it is, else None."""
-        if not self.kernels or not native.is_plain(input, torch.float32) or not input.is_contiguous():
+    def output_size(self, input: torch.Tensor) -> tuple[int, ...] | None:
+        """Size of the result where the kernel takes this input, [..., in_features], else None."""
+        if not self.kernels or not native.is_plain(input, torch.float32):
             return None
         shape = input.shape
-        return (shape[0], self._out_features) if len(shape) == 2 and shape[1] == self._in_features else None
+        return (*shape[:-1], self._out_features) if shape and shape[-1] == self._in_features else None
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         size = self.output_size(input)
         if size is None:
             return torch.ops.fastgraph.mlp.default(input, *self._arguments)
-        return run(self.kernels["mlp"], input, size[0], self._in_features, *size)
+        rows = input if len(size) == 2 and input.stride(1) == 1 else input.contiguous()
+        stride = rows.stride(0) if len(size) == 2 else self._in_features
+        return run(self.kernels["mlp"], rows, math.prod(size[:-1]), stride, *size)
 
     def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         """`call`, which computes what this does, with gradients for the input and the op's arguments."""
