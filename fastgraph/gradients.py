@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastgraph.bindings import bound
 from fastgraph.kernels import autograd
 from fastgraph.kernels.conv_pool import op as conv_pool
 from fastgraph.kernels.conv_pool_mlp import op as conv_pool_mlp
@@ -184,7 +185,7 @@ def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, 
 
 def compiled(program: fx.Graph) -> Callable[..., Any]:
     """The graph as a Python function of an object with its attributes, and its inputs."""
-    code = program.python_code("self")
+    code = bound(program).python_code("self")
     namespace = dict(code.globals)
     exec(code.src, namespace)
     return namespace["forward"]
