@@ -220,19 +220,21 @@ void try_conv_pool(Random& random, const std::string& where, bool with_mlp) {
 void try_exceptions() {
   for (int round = 0; round < 50; round++) {
     std::atomic<int> computed{0};
+    OneThreadTime time;
     bool caught = false;
     try {
-      Lease lease(4, 1e9);
-      if (lease.threads() < 2) fail("no threads", "exceptions");
-      lease.run(64, [&](int64_t chunk) {
-        computed++;
-        if (chunk % 9 == round % 9) throw std::bad_alloc();
+      Lease::hold(4, time, 1e9, [&](Lease& lease) {
+        if (lease.threads() < 2) fail("no threads", "exceptions");
+        lease.run(64, [&](int64_t chunk) {
+          computed++;
+          if (chunk % 9 == round % 9) throw std::bad_alloc();
+        });
       });
     } catch (const std::bad_alloc&) {
       caught = true;
     }
     if (!caught || computed != 64) fail("caught " + std::to_string(caught) + " after " + std::to_string(computed) + " chunks of 64", "exceptions");
-    Lease(4, 1e9).run(64, [&](int64_t) { computed++; });
+    Lease::hold(4, time, 1e9, [&](Lease& lease) { lease.run(64, [&](int64_t) { computed++; }); });
     if (computed != 128) fail("the pool computed " + std::to_string(computed - 64) + " chunks of 64", "exceptions");
   }
 }
