@@ -14,6 +14,7 @@ from fastgraph.sums import Sums
 
 aten = torch.ops.aten
 
+ROUNDINGS = 4
 _REALS = (torch.float16, torch.bfloat16, torch.float32)
 _COMPLEX = (torch.complex32, torch.complex64)
 
@@ -169,6 +170,34 @@ class Evaluator(fx.Interpreter):
         return self._converted(result)
 
 
+class Shaken(Evaluator):
+    """Computes in float64 with roundings to another dtype drawn at random: of operators' arguments and results.
+
+    eps is the unit in the last place of 1 in that dtype. An operator may round `ROUNDINGS` times: one of several steps,
+    such as cosine_similarity, is off by so many halves of it. (Monte Carlo arithmetic: D. S. Parker, UCLA CSD-970002.)
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, copies: Copies | None, eps: float) -> None:
+        super().__init__(graph_module, torch.float64, copies)
+        self._eps = eps
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The operator's result, rounded at random; what is a view, is written in place or drawn is left as it is."""
+        if not isinstance(target, torch._ops.OpOverload) or _shares_memory(target) or _is_random(self._node):
+            return super().call_function(target, args, kwargs)
+        args, kwargs = pytree.tree_map_only(torch.Tensor, self._round, (args, kwargs))
+        return pytree.tree_map_only(torch.Tensor, self._round, super().call_function(target, args, kwargs))
+
+    def _round(self, value: torch.Tensor) -> torch.Tensor:
+        if not (value.is_floating_point() or value.is_complex()):
+            return value
+        return value * (1 + ROUNDINGS * self._eps * (torch.rand(value.shape, dtype=torch.float64) - 0.5))
+
+
+def _shares_memory(target: torch._ops.OpOverload) -> bool:
+    return target._schema.is_mutable or any(result.alias_info is not None for result in target._schema.returns)
+
+
 def evaluate(
     graph_module: fx.GraphModule,
     flat: Sequence[Any],
@@ -176,11 +205,31 @@ def evaluate(
     sums: Sums | None = None,
 ) -> tuple[list[Any], list[Any], dict[str, torch.Tensor]]:
     """(outputs, inputs afterwards, the module's written tensors afterwards), all of them copies."""
+    state, copies = _copies(graph_module, flat, dtype)
+    return _run(Evaluator(graph_module, dtype, copies, sums), flat, state, copies)
+
+
+def shaken(
+    graph_module: fx.GraphModule, flat: Sequence[Any], eps: float
+) -> tuple[list[Any], list[Any], dict[str, torch.Tensor]]:
+    """The same in float64 with roundings drawn at random, see `Shaken`."""
+    state, copies = _copies(graph_module, flat, torch.float64)
+    return _run(Shaken(graph_module, copies, eps), flat, state, copies)
+
+
+def _copies(
+    graph_module: fx.GraphModule, flat: Sequence[Any], dtype: torch.dtype | None
+) -> tuple[dict[str, torch.Tensor], Copies]:
     state = written_tensors(graph_module)
-    copies = Copies([v for v in (*flat, *state.values()) if isinstance(v, torch.Tensor)], dtype)
+    return state, Copies([v for v in (*flat, *state.values()) if isinstance(v, torch.Tensor)], dtype)
+
+
+def _run(
+    evaluator: Evaluator, flat: Sequence[Any], state: dict[str, torch.Tensor], copies: Copies
+) -> tuple[list[Any], list[Any], dict[str, torch.Tensor]]:
     inputs = [copies(value) for value in flat]
     with torch.no_grad():
-        outputs = pytree.tree_leaves(Evaluator(graph_module, dtype, copies, sums).run(*(_detached(v) for v in inputs)))
+        outputs = pytree.tree_leaves(evaluator.run(*(_detached(v) for v in inputs)))
     return outputs, inputs, {name: copies(tensor) for name, tensor in state.items()}
 
 

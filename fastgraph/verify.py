@@ -1,5 +1,6 @@
 """Does the optimized module compute what the model computes?"""
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -7,16 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from fastgraph.capture import Captured, check_inputs, flatten_inputs
-from fastgraph.evaluation import Copies, UnsupportedError, evaluate, random_nodes, restored, written_tensors
+from fastgraph.evaluation import Copies, UnsupportedError, evaluate, random_nodes, restored, shaken, written_tensors
 from fastgraph.sums import Sums
 from fastgraph.tracing import attributes_kept
 
 ULPS = 8
 CAPTURE_FACTOR = 4
 SAMPLES = 2
+SHAKES = 8
 INFINITY = float("inf")
 _SEED = 0
 
@@ -39,7 +42,8 @@ def tolerance(eager: torch.Tensor, reference: torch.Tensor, sums: float = 0.0) -
     result: with a bias of -3 behind sums of 3.3, ten times as much. Two right programs that add in different orders
     differ by so much, and eager's own error, small at some place by chance, does not show it. Operators behind the
     product that change no value by more than their input changed carry the bound to the output. ULPS = 8 is the bound
-    for n = 768; the error of longer sums shows in eager's own.
+    for n = 768; the error of longer sums shows in eager's own. What an operator makes more of (a layer norm over three
+    values that are almost the same) is not in S: see `spread`.
     """
     if reference.numel() == 0:
         return 0.0
@@ -47,6 +51,24 @@ def tolerance(eager: torch.Tensor, reference: torch.Tensor, sums: float = 0.0) -
     finite = reference[reference.isfinite()].abs()
     largest = max(finite.max().item() if finite.numel() else 0.0, sums)
     return 2 * own + ULPS * torch.finfo(eager.dtype).eps * largest
+
+
+def spread(graph_module: fx.GraphModule, flat: Sequence[Any], eps: float, references: Sequence[Any]) -> list[float]:
+    """How far rounding, in whatever order, may take each value from its float64 reference: of `SHAKES` runs with
+    roundings drawn at random the largest error (infinity where one takes another way). Eager's own error is one such
+    run, whose luck a right program need not have: where the others are off by more, twice that is allowed.
+
+    references: outputs, inputs and written buffers afterwards, as `fastgraph.evaluation.evaluate` returns them.
+    """
+    largest = [0.0] * len(references)
+    with torch.random.fork_rng():
+        torch.manual_seed(_SEED)
+        for _ in range(SHAKES):
+            outputs, inputs, state = shaken(graph_module, flat, eps)
+            for i, (value, exact) in enumerate(zip([*outputs, *inputs, *state.values()], references, strict=True)):
+                if isinstance(exact, torch.Tensor) and (exact.is_floating_point() or exact.is_complex()):
+                    largest[i] = max(largest[i], error(value, exact))
+    return largest
 
 
 def error(actual: torch.Tensor, reference: torch.Tensor) -> float:
@@ -138,7 +160,10 @@ def _verify(optimized: Any, captured: Captured, call: Any, dtype: torch.dtype | 
     own = eager if dtype is None else _seeded(draws, lambda: _outcome(captured, flat, None))
     _check_capture(optimized, captured, call, own, reference, draws)
     actual = _seeded(draws, lambda: _run(optimized, captured, call))
-    worst, differing = _compare(actual, eager, reference, sums.outputs())
+    eps = torch.finfo(dtype if dtype is not None else torch.float32).eps
+    exact = [value for _, value in reference.values]
+    shakes = functools.cache(lambda: spread(captured.graph_module, flat, eps, exact))
+    worst, differing = _compare(actual, eager, reference, sums.outputs(), shakes)
     if getattr(optimized, "engine", None) == "direct" and actual.memory != eager.memory:
         raise WrongError("verify: outputs share memory with one another or with inputs where eager's do not")
     rounded = f"; {differing} integer values are not eager's but float64's" if differing else ""
@@ -231,14 +256,17 @@ def _memory(values: Sequence[Any]) -> tuple[int, ...]:
     return tuple(storages.index(storage) for storage in storages)
 
 
-def _compare(actual: Outcome, eager: Outcome, reference: Outcome, sums: list[float]) -> tuple[float, int]:
+def _compare(
+    actual: Outcome, eager: Outcome, reference: Outcome, sums: list[float], shakes: Callable[[], list[float]]
+) -> tuple[float, int]:
     """(largest error of a floating value, how many integers are float64's but not eager's); `WrongError`."""
     worst, differing = 0.0, 0
     sums = sums + [0.0] * (len(actual.values) - len(sums))
-    for (name, a), (_, e), (_, r), s in zip(actual.values, eager.values, reference.values, sums, strict=True):
+    quartets = zip(actual.values, eager.values, reference.values, sums, strict=True)
+    for i, ((name, a), (_, e), (_, r), s) in enumerate(quartets):
         if isinstance(e, torch.Tensor) and (e.is_floating_point() or e.is_complex()):
             found, allowed = error(a, r), max(tolerance(e, r, s), tolerance(e.to(a.dtype), r, s))
-            if not found <= allowed:
+            if not found <= allowed and not (found < INFINITY and found <= 2 * shakes()[i]):
                 raise WrongError(f"verify: {name}: error {found:.3g} against float64, allowed {allowed:.3g}")
             worst = max(worst, found)
         elif isinstance(e, torch.Tensor):
