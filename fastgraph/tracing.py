@@ -68,7 +68,7 @@ class Call:
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
-        with observe(self.model, self.observed):
+        with observe(self.model, self.observed), attention_is_contiguous(self.model):
             result = self.model(*args, **kwargs)
         flat, self.observed.out_spec = pytree.tree_flatten(result)
         self.observed.outputs = [TRACED if is_traced(value) else value for value in flat]
@@ -122,6 +122,39 @@ def observe(model: nn.Module, observed: Observed) -> Iterator[None]:
                 yield
         finally:
             observed.assigned = _put_back(model, before)
+
+
+@contextmanager
+def attention_is_contiguous(model: nn.Module) -> Iterator[None]:
+    """The results of attention layers are contiguous where eager's are; torch.export writes them in other operators.
+
+    Without gradients eager computes self-attention in one operator ("fast path" in the reference of the layer), whose
+    result can be viewed in any shape. With gradients its memory is in another order, which can do less.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    hooks = [layer.register_forward_hook(_made_contiguous, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _made_contiguous(layer: nn.MultiheadAttention, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
+    names = ("query", "key", "value")
+    query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names))
+    own = (layer.bias_k, layer.bias_v)
+    weight, bias = layer.in_proj_weight, layer.in_proj_bias
+    is_fast = (
+        query is key is value
+        and query.dim() == 3
+        and layer.batch_first
+        and layer.num_heads % 2 == 0
+        and not (layer.training or layer.add_zero_attn or any(t is not None for t in own))
+        and torch.backends.mha.get_fastpath_enabled()
+        and all(t is not None and t.dtype == query.dtype for t in (weight, bias))
+    )
+    return (result[0].contiguous(), *result[1:]) if is_fast else None
 
 
 @contextmanager

@@ -165,3 +165,15 @@ def test_inductor_engine_on_the_cpu(deep: nn.Module, generator: torch.Generator)
             x = random(generator, (batch, 784))
             assert torch.equal(fast(x), direct(x))
     assert "engine: inductor" in str(fast.explain())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_attention_can_be_viewed_as_eagers(batch: int) -> None:
+    """Eager's self-attention is contiguous where no gradient is wanted."""
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    fast = fastgraph.optimize(attention, (torch.zeros(batch, 3, 8),) * 3)
+    with torch.no_grad():
+        for x in (torch.randn(2, 3, 8), torch.randn(5, 3, 8)):
+            eager, ours = attention(x, x, x)[0], fast(x, x, x)[0]
+            assert ours.stride() == eager.stride()
+            torch.testing.assert_close(ours.view(len(x), -1), eager.view(len(x), -1))

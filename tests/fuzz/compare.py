@@ -367,9 +367,17 @@ def _layout(tensor: torch.Tensor) -> str:
 
 
 def _alias(tensor: torch.Tensor, places: dict[str, torch.Tensor]) -> Any:
-    """Whose memory the tensor is, and which part of it."""
+    """Whose memory the tensor is, and which of its elements, in whatever order they lie there."""
     pointer = tensor.untyped_storage().data_ptr()
-    owners = [name for name, t in places.items() if pointer and t.untyped_storage().data_ptr() == pointer]
+    owners = {name: t for name, t in places.items() if pointer and t.untyped_storage().data_ptr() == pointer}
     if not owners:
         return "its own memory"
-    return f"memory of {', '.join(owners)}, offset {tensor.storage_offset()}, strides {tuple(tensor.stride())}"
+    owner = next(iter(owners.values()))
+    where = f"offset {tensor.storage_offset()}, strides {tuple(tensor.stride())}"
+    if owner.element_size() == tensor.element_size():
+        elements = torch.full((tensor.untyped_storage().nbytes() // tensor.element_size(),), -1)
+        part = elements.as_strided(owner.shape, owner.stride(), owner.storage_offset())
+        part.copy_(torch.arange(owner.numel()).view(owner.shape))
+        seen = elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten().tolist()
+        where = f"elements {seen}"
+    return f"memory of {', '.join(owners)}, {where}"
