@@ -247,5 +247,5 @@ def restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
             yield
         finally:
             for tensor, values in zip(tensors, saved, strict=True):
-                with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():  # the former sets the latter
                     tensor.copy_(values)
