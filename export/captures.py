@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -24,13 +24,29 @@ from fastgraph.tracing import attributes_kept
 OTHER_SIZES = (1, 2, 3)  # and the neighbours of the example's, and twice that
 
 
+class SizesError(RuntimeError):
+    """A file would be wrong for sizes that it declares free.
+
+    ``axes``: the (tensor, axis) to be fixed for that. First ones are a batch: nobody asks for a file for one alone.
+    """
+
+    def __init__(self, message: str, axes: Iterable[tuple[int, int]]) -> None:
+        super().__init__(message)
+        self.axes = frozenset(place for place in axes if place[1] > 0)
+
+
 @dataclass(frozen=True)
 class Attempt:
-    """A graph to write, the example's tensors, and those that the graph is traced with."""
+    """A graph to write, the example's tensors, those that the graph is traced with, and axes that are not to be free."""
 
     captured: Captured
     flat: list[Tensor]
     traced: list[Tensor]
+    fixed: frozenset[tuple[int, int]] = frozenset()
+
+    def fixing(self, axes: Iterable[tuple[int, int]]) -> Attempt:
+        """The same with fewer free axes."""
+        return replace(self, fixed=self.fixed.union(axes))
 
     def free_axes(self) -> list[dict[int, Any]]:
         """torch.export's dynamic shapes for every tensor: the axes that are no longer free are those of which the graph
@@ -43,7 +59,7 @@ class Attempt:
         free = {name for name in axes if any(self._takes({name: axes[name]}, size) for size in self._sizes(axes[name]))}
         if self._takes(axes, None):  # sizes that change together alone: one twice the other
             free = set(axes)
-        taken = {place for name in free for place in axes[name]}
+        taken = {place for name in free if not self.fixed.intersection(axes[name]) for place in axes[name]}
         automatic = torch.export.Dim.AUTO
         return [
             {axis: automatic if (position, axis) in taken else None for axis in range(tensor.dim())}
@@ -196,15 +212,21 @@ def guards(program: torch.export.ExportedProgram) -> list[Any]:
     return [] if env is None else list(env.guards)
 
 
-def equations(program: torch.export.ExportedProgram, captured: Captured, added: Sequence[Any]) -> list[str]:
-    """Those of the guards that hold for some sizes of an axis only, for a reader: ``x.shape[2] // 2 == 4``."""
+def check_guards(program: torch.export.ExportedProgram, captured: Captured, added: Sequence[Any], name: str) -> None:
+    """SizesError where one of the guards holds for some sizes of an axis only: ``x.shape[2] // 2 == 4``."""
     names: dict[str, str] = {}
-    for node, placeholder in zip(_inputs(program), captured.placeholders, strict=True):
+    symbols: dict[Any, list[tuple[int, int]]] = {}
+    for position, (node, placeholder) in enumerate(zip(_inputs(program), captured.placeholders, strict=True)):
         for axis, size in enumerate(node.meta["val"].shape):
             if isinstance(size, torch.SymInt):
                 names.setdefault(str(size.node.expr), f"{placeholder.target}.shape[{axis}]")
-    equal = [guard.expr for guard in added if isinstance(guard.expr, sympy.Eq)]
-    return [_written(expression, names) for expression in equal]
+                for symbol in size.node.expr.free_symbols:
+                    symbols.setdefault(symbol, []).append((position, axis))
+    if equal := [guard.expr for guard in added if isinstance(guard.expr, sympy.Eq)]:
+        texts = " and ".join(_written(expression, names) for expression in equal)
+        about = set().union(*(expression.free_symbols for expression in equal))
+        message = f"to_onnx: torch.onnx's translation of {name} holds only where {texts}, which no file can say"
+        raise SizesError(message, (place for symbol in about for place in symbols.get(symbol, ())))
 
 
 def _written(expression: Any, names: dict[str, str]) -> str:

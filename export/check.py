@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastgraph import verify as numbers
 from fastgraph.capture import Captured
-from fastgraph.export.captures import Attempt, Model, refusal
+from fastgraph.export.captures import Attempt, Model, SizesError, refusal
 from fastgraph.export.runtime import Binding, open_session, standard_error
 from fastgraph.export.trials import trials
 from fastgraph.rewrite.rule import argument
@@ -62,24 +62,31 @@ def verify(data: bytes, model: Model, attempt: Attempt, dtype: torch.dtype | Non
     shapes, worst = [], 0.0
     declared = [list(value.shape) for value in running.get_inputs()]
     for inputs, graph in trials(lambda flat: model.graph_for(attempt.captured, flat), attempt.flat, declared):
-        with _of_one_class(attempt.captured, graph, inputs):
+        with _of_one_class(attempt, graph, inputs):
             worst = max(worst, _largest_error(running, graph, inputs, dtype))
         shapes.append(tuple(_tensors(inputs)[0].shape))
     return Verified(tuple(shapes), worst)
 
 
 @contextmanager
-def _of_one_class(written: Captured, graph: Captured, inputs: Sequence[Tensor]) -> Iterator[None]:
+def _of_one_class(attempt: Attempt, graph: Captured, inputs: Sequence[Tensor]) -> Iterator[None]:
     """What fails on inputs that the graph in the file is not for fails for that reason."""
     try:
         yield
     except RuntimeError as error:
-        if graph is written:
+        reason = refusal(attempt.captured, inputs)
+        if graph is attempt.captured or reason is None:
             raise
-        reason = refusal(written, inputs)
-        raise RuntimeError(
+        shapes = zip(attempt.flat, inputs, strict=True)
+        raise SizesError(
             f"to_onnx: one file cannot hold for all sizes that the model takes: {reason}, and the model computes "
-            "something else there; an example of that size gives a file of its own; nothing was written"
+            "something else there; an example of that size gives a file of its own; nothing was written",
+            [
+                (i, axis)
+                for i, (own, x) in enumerate(shapes)
+                for axis in range(x.dim())
+                if own.shape[axis] != x.shape[axis]
+            ],
         ) from error
 
 

@@ -25,7 +25,7 @@ from onnx_ir.passes import PassError
 
 from fastgraph.capture import Captured, free_ones
 from fastgraph.export import check, files
-from fastgraph.export.captures import Attempt, Model, equations, guards
+from fastgraph.export.captures import Attempt, Model, SizesError, check_guards, guards
 from fastgraph.export.names import name_lengths, rename_axes, rename_values
 from fastgraph.export.row_blocks import in_row_blocks
 from fastgraph.export.standard import drop_state, in_standard_operators
@@ -61,9 +61,10 @@ def to_onnx(
     pool. A convolution on a large image whose pooled rows go through linear layers (``Net``) is a ``Loop`` over blocks
     of rows, which keeps what is between them in the CPU's cache (``export.row_blocks``).
 
-    Every axis that the model leaves free is dynamic, and holds for every size that the model takes: where it computes
-    something else for a batch of 1 than for more, an example of batch 1 gives a file for that batch alone, whose axis
-    has a number, and any other is refused. The first one of the only input, or of several that share it, is
+    Every axis that the model and torch.onnx's translation of it leave free is dynamic, and holds for every size that
+    the model takes; any other has the example's size in the file, and onnxruntime takes no other. Where the model
+    computes something else for a batch of 1 than for more, an example of batch 1 gives a file for that batch alone, and
+    any other is refused. The first one of the only input, or of several that share it, is
     named ``batch``; others ``height`` and ``width`` of images, ``length`` of sequences, and so on. Every tensor among
     the arguments is an input and every one among the results an output, in order; they are named ``input`` and
     ``output``, numbered (``input_0``, ``input_1``) where there are several. Other values among the arguments are burnt
@@ -114,7 +115,7 @@ def to_onnx(
     with _quiet():
         whole = Model(original, args, kwargs)
 
-        def made(attempt: Attempt) -> tuple[bytes, check.Verified | None]:
+        def write(attempt: Attempt) -> tuple[bytes, check.Verified | None]:
             simplified = in_standard_operators(attempt.captured, dtype, simplify=optimized is not None)
             program = _program(simplified, attempt, opset, type(original).__name__)
             _finish(program.model, name or type(original).__name__, {**about, **_places(attempt.captured)})
@@ -125,7 +126,7 @@ def to_onnx(
             check.check(data)
             return data, check.verify(data, whole, attempt, dtype) if verify else None
 
-        data, verified = _first(made, whole.attempts(verified=verify))
+        data, verified = _first(write, whole.attempts(verified=verify))
     files.write(target, data)
     return verified
 
@@ -163,16 +164,26 @@ def _opset(opset: int | None, dtype: torch.dtype | None, own: set[torch.dtype]) 
     return opset
 
 
-def _first(made: Callable[[Attempt], T], attempts: Iterable[Attempt]) -> T:
+def _first(write: Callable[[Attempt], T], attempts: Iterable[Attempt]) -> T:
     """What comes of the first attempt that does not fail; the last one's error."""
     failure: RuntimeError | None = None
     for attempt in attempts:
         try:
-            return made(attempt)
+            return _with_fewer_axes(write, attempt)
         except RuntimeError as error:
             failure = error
     assert failure is not None  # there is one attempt at least
     raise failure
+
+
+def _with_fewer_axes(write: Callable[[Attempt], T], attempt: Attempt) -> T:
+    """What comes of the attempt, axes that no file can have free fixed."""
+    try:
+        return write(attempt)
+    except SizesError as error:
+        if error.axes <= attempt.fixed:
+            raise
+        return _with_fewer_axes(write, attempt.fixing(error.axes))
 
 
 def _traced(graph_module: fx.GraphModule, attempt: Attempt) -> torch.export.ExportedProgram:
@@ -198,10 +209,7 @@ def _program(graph_module: fx.GraphModule, attempt: Attempt, opset: int, name: s
     except Exception as error:  # not only its own: what the translations and the optimizer raise comes through
         raise RuntimeError(f"to_onnx: torch.onnx cannot export {name}: {_cause(error)}") from error
     assert made is not None  # torch.onnx.export returns None only without dynamo
-    if burnt := equations(program, attempt.captured, guards(program)[before:]):
-        raise RuntimeError(
-            f"to_onnx: torch.onnx's translation of {name} holds only where {' and '.join(burnt)}, which no file can say"
-        )
+    check_guards(program, attempt.captured, guards(program)[before:], name)
     drop_state(made)
     return made
 

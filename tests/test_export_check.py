@@ -165,9 +165,8 @@ def test_the_users_own_inputs_are_tried_whole(model: nn.Module, inputs: tuple[Te
 def test_what_eager_refuses_is_no_trial() -> None:
     """Neither 1 nor 3 nor 5 rows of a table of which the sixth is asked for."""
     shapes = tried(Table(), [torch.tensor([2, 5, 0]), torch.rand(6, 4)], [["n"], ["rows", "features"]])
-    assert shapes == [
-        ((n,), table) for n, table in [(3, (6, 4)), (3, (6, 5)), (3, (6, 1)), (4, (6, 4)), (1, (6, 4)), (1, (7, 4))]
-    ]
+    expected = [(3, 6, 4), (3, 6, 5), (3, 6, 1), (4, 6, 4), (1, 6, 4), (1, 7, 4)]
+    assert shapes == [((n,), (rows, features)) for n, rows, features in expected]
 
 
 def test_a_whole_number_may_be_eagers_or_float64s() -> None:

@@ -1,4 +1,4 @@
-"""An ONNX file holds for every size that it declares free: of a batch, of inputs that are not used, of any other axis."""
+"""An ONNX file holds for every size that it declares free: of a batch, of unused inputs, of any other axis."""
 
 from pathlib import Path
 
@@ -103,17 +103,48 @@ def test_steps_that_are_written_out_are_a_fixed_size(kind: type[nn.RNNBase], ste
         assert_computes(tmp_path / "steps.onnx", model, torch.randn(steps + 1, 2, 6))
 
 
-def test_a_decomposition_for_some_sizes_only_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+class Pooled(nn.Module):
+    """An adaptive pool along an axis, or along the first one."""
+
+    def __init__(self, *, first: bool) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled: Tensor = nn.functional.adaptive_avg_pool2d(x.transpose(0, 2) if self.first else x, 2)
+        return pooled
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_axes_that_a_decomposition_has_for_some_sizes_only_are_fixed(
+    verify: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """torch.onnx decomposes an adaptive pool for the size of the example, in which an ordinary one does."""
     monkeypatch.setattr(export_onnx, "translations", dict)
-    message = (
-        r"^to_onnx: torch.onnx's translation of AdaptiveAvgPool2d holds only where .*input.shape\[2\] // 2.* == 4.*, "
-        "which no file can say$"
-    )
+    model, path = Pooled(first=False).eval(), tmp_path / "pool.onnx"
+    export.to_onnx(model, (torch.rand(2, 3, 8, 4),), path, verify=verify)
+    batch, channels, height, width = export.session(path).get_inputs()[0].shape
+    assert isinstance(batch, str)
+    assert isinstance(channels, str)
+    assert (height, width) == (8, 4)
+    assert_computes(path, model, torch.rand(5, 1, 8, 4))
+    message = r"^to_onnx: torch.onnx's translation of Pooled holds only where .*x.shape\[0\] // 2.* == 4.*, which no file can say$"
     with pytest.raises(RuntimeError, match=message):
-        export.to_onnx(nn.AdaptiveAvgPool2d(2).eval(), (torch.rand(2, 3, 8, 8),), tmp_path / "pool.onnx", verify=False)
-    monkeypatch.undo()
-    export.to_onnx(nn.AdaptiveAvgPool2d(2).eval(), (torch.rand(2, 3, 8, 8),), tmp_path / "pool.onnx")
+        export.to_onnx(Pooled(first=True).eval(), (torch.rand(8, 3, 2, 8),), path, overwrite=True, verify=verify)
+
+
+def test_an_axis_along_which_the_model_takes_several_ways_is_fixed(tmp_path: Path) -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.tensor_split(2, 1)[0].sum(1) if x.shape[1] % 2 == 0 else x[:, 0]
+
+    model = Halves().eval()
+    export.to_onnx(model, (torch.rand(2, 6, 3),), tmp_path / "halves.onnx")
+    batch, length, features = export.session(tmp_path / "halves.onnx").get_inputs()[0].shape
+    assert isinstance(batch, str)
+    assert length == 6
+    assert isinstance(features, str)
+    assert_computes(tmp_path / "halves.onnx", model, torch.rand(5, 6, 4))
 
 
 def test_sizes_that_change_together_alone_stay_free(tmp_path: Path) -> None:
