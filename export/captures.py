@@ -37,7 +37,7 @@ class SizesError(RuntimeError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A graph to write, the example's tensors, those that the graph is traced with, and axes that are not to be free."""
+    """A graph to write, the example's tensors, those that the graph is traced with, and axes that may not be free."""
 
     captured: Captured
     flat: list[Tensor]
