@@ -21,10 +21,10 @@ from fastgraph.export.trials import trials
 from fastgraph.rewrite.rule import argument
 
 _SWITCHES = ("train", "training", "dropout", "dropout_p")  # false or 0: the operator draws nothing
-_REFUSALS: tuple[type[Exception], ...] = tuple(
+REFUSALS: tuple[type[Exception], ...] = tuple(
     error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
-_FAILURES: tuple[type[Exception], ...] = (RuntimeError, *_REFUSALS)
+_FAILURES: tuple[type[Exception], ...] = (RuntimeError, *REFUSALS)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _session(data: bytes, dtype: torch.dtype | None) -> onnxruntime.InferenceSes
     """A session on the CPU, or on CUDA where the CPU's has no implementation in this dtype."""
     try:
         return open_session(data)[0]
-    except _REFUSALS as error:
+    except REFUSALS as error:
         reason = str(error).rpartition(" : ")[2]
     if torch.cuda.is_available():
         return open_session(data, "cuda")[0]

@@ -26,6 +26,7 @@ from onnx_ir.passes import PassError
 from fastgraph.capture import Captured, free_ones
 from fastgraph.export import check, files
 from fastgraph.export.captures import Attempt, Model, SizesError, check_guards, guards
+from fastgraph.export.compare import is_faster
 from fastgraph.export.names import name_lengths, rename_axes, rename_values
 from fastgraph.export.row_blocks import in_row_blocks
 from fastgraph.export.standard import drop_state, in_standard_operators
@@ -52,14 +53,14 @@ def to_onnx(
     name: str | None = None,
     preprocessing: str | None = None,
     labels: Sequence[str] | None = None,
-    row_blocks: bool = True,
+    row_blocks: bool | None = None,
 ) -> check.Verified | None:
     """Writes ``model`` as one ONNX file that takes any batch.
 
     A plain module is written as it is. A module from ``fastgraph.optimize`` is written as its simplified graph, in
     standard operators that every runtime has: batch-norm folded, no dropout, no ReLU without effect, ReLU after the
     pool. A convolution on a large image whose pooled rows go through linear layers (``Net``) is a ``Loop`` over blocks
-    of rows, which keeps what is between them in the CPU's cache (``export.row_blocks``).
+    of rows, which keeps what is between them in the CPU's cache (``export.row_blocks``), where that is faster here.
 
     Every axis that the model and torch.onnx's translation of it leave free is dynamic, and holds for every size that
     the model takes; any other has the example's size in the file, and onnxruntime takes no other. Where the model
@@ -90,7 +91,10 @@ def to_onnx(
         name: of the model, by default its class's.
         preprocessing: how an input is made of the data, in words.
         labels: of the classes, in order.
-        row_blocks: False writes no such loop: for a GPU, which has to be fed large operators.
+        row_blocks: whether such a loop is written. None, the default, measures where there could be one: onnxruntime
+            runs the file with it and without on the example, on this machine's CPU with as many threads as torch, in
+            turn for about a second, and the loop is written if it was faster in three rounds of four. True writes it in
+            any case; False never: for a GPU, which has to be fed large operators.
 
     Returns:
         What was verified; None without verification.
@@ -119,10 +123,9 @@ def to_onnx(
             simplified = in_standard_operators(attempt.captured, dtype, simplify=optimized is not None)
             program = _program(simplified, attempt, opset, type(original).__name__)
             _finish(program.model, name or type(original).__name__, {**about, **_places(attempt.captured)})
-            if optimized is not None and row_blocks:
-                names = [str(value.name) for value in program.model.graph.inputs]
-                in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in attempt.flat), strict=True)))
             data = _serialized(program)
+            if optimized is not None and row_blocks is not False:
+                data = _with_row_blocks(program, data, attempt.flat, measured=row_blocks is None)
             check.check(data)
             return data, check.verify(data, whole, attempt, dtype) if verify else None
 
@@ -260,6 +263,20 @@ def _finish(model: Any, name: str, about: Mapping[str, str | None]) -> None:
     model.graph.name = name
     metadata = {"name": name, "torch": torch.__version__, **about}
     model.metadata_props.update({key: value for key, value in metadata.items() if value is not None})
+
+
+def _with_row_blocks(
+    program: torch.onnx.ONNXProgram, data: bytes, inputs: Sequence[Tensor], *, measured: bool
+) -> bytes:
+    """The file with loops over blocks of rows, if it can have any; ``data``, the one without, where that is faster."""
+    names = [str(value.name) for value in program.model.graph.inputs]
+    if not in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in inputs), strict=True))):
+        return data
+    looped = _serialized(program)
+    try:
+        return looped if not measured or is_faster(looped, data, inputs) else data
+    except check.REFUSALS:  # onnxruntime cannot run it here: there is nothing to measure
+        return data
 
 
 def _serialized(program: torch.onnx.ONNXProgram) -> bytes:
