@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -49,10 +50,10 @@ def trials(
         graph_for: the graph that says what the model computes of inputs.
         flat: the example's.
         shapes: the file's: a free size has a name there, the same in every input that shares it. Sizes computed from
-            others are left out.
+            others follow them.
     """
-    axes = {name: where for name, where in places(shapes).items() if name.isidentifier()}
-    for alternatives in _sizes(flat, axes):
+    axes = places(shapes)
+    for alternatives in _sizes(flat, {name: where for name, where in axes.items() if name.isidentifier()}):
         for sizes in alternatives:
             inputs = _with_sizes(flat, axes, sizes)
             if (graph := graph_for(inputs)) is not None:
@@ -89,9 +90,20 @@ def _sizes(
 def _with_sizes(
     flat: Sequence[Tensor], axes: Mapping[str, Sequence[tuple[int, int]]], sizes: Mapping[str, int]
 ) -> list[Tensor]:
-    """The inputs with the axes of these names made longer or shorter."""
+    """The inputs with the axes of these names made longer or shorter, and those whose size is computed of them."""
     made = list(flat)
-    for name, size in sizes.items():
-        for position, axis in axes[name]:
-            made[position] = resized(made[position], axis, size)
+    now = {name: int(flat[where[0][0]].shape[where[0][1]]) for name, where in axes.items() if name.isidentifier()}
+    for name, where in axes.items():
+        size = sizes.get(name) if name in now else _computed(name, {**now, **sizes})
+        if size is not None:
+            for position, axis in where:
+                made[position] = resized(made[position], axis, size)
     return made
+
+
+def _computed(expression: str, sizes: Mapping[str, int]) -> int | None:
+    """The size that a file says as ``2*features``; None where it is more than arithmetic, or no size."""
+    with suppress(NameError, TypeError, ArithmeticError):
+        found = eval(expression, {"__builtins__": {}}, dict(sizes))
+        return found if isinstance(found, int) and found >= 0 else None
+    return None

@@ -147,11 +147,13 @@ def test_an_axis_along_which_the_model_takes_several_ways_is_fixed(tmp_path: Pat
     assert_computes(tmp_path / "halves.onnx", model, torch.rand(5, 6, 4))
 
 
-def test_sizes_that_change_together_alone_stay_free(tmp_path: Path) -> None:
+def test_sizes_that_change_together_alone_stay_free_and_are_tried(tmp_path: Path) -> None:
     class Twice(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return torch.cat([x, x], 1) + y
 
     model = Twice().eval()
-    export.to_onnx(model, (torch.rand(2, 3), torch.rand(2, 6)), tmp_path / "twice.onnx")
+    verified = export.to_onnx(model, (torch.rand(2, 3), torch.rand(2, 6)), tmp_path / "twice.onnx")
+    assert verified is not None
+    assert verified.shapes == ((2, 3), (1, 3), (3, 3), (1, 4), (1, 1), (2, 4)), "the second input is longer too"
     assert_computes(tmp_path / "twice.onnx", model, torch.rand(5, 4), torch.rand(5, 8))
