@@ -10,6 +10,7 @@ from typing import NoReturn
 from fastgraph.bench.backends import BACKENDS, DTYPES
 from fastgraph.bench.measure import MODES
 from fastgraph.bench.roofline import GPUS
+from fastgraph.export.user_model import number, numbers, shape
 
 ALL = "all"  # the backends, at every batch size
 DEVICES = ("auto", "cpu", "cuda")
@@ -79,23 +80,6 @@ def picture_parser() -> Parser:
     made.add_argument("report", type=Path, metavar="REPORT.json")
     made.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for both (default: out)")
     return made
-
-
-def number(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text!r}")
-    return int(text)
-
-
-def numbers(text: str) -> list[int]:
-    """Whole numbers from 1, separated by commas."""
-    return [number(part.strip()) for part in text.split(",")]
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """Sizes from 1, the batch first."""
-    return tuple(numbers(text))
 
 
 def seconds(text: str) -> float:

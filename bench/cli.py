@@ -28,6 +28,7 @@ from fastgraph.bench.summary import summaries
 from fastgraph.bench.table import modelled_table, summary_table
 from fastgraph.bench.user_model import UsageError, user_cases
 from fastgraph.data import digits, photograph
+from fastgraph.export.user_model import asked_for
 
 MANY_ROUNDS = 1000  # more than fit into a budget
 WIDTH = 200  # of the tables where the output is no terminal
@@ -95,10 +96,7 @@ def chosen_cases(given: argparse.Namespace) -> list[Case]:
         digits()  # what is missing is said before anything is measured
         photograph()
         return [case for name in names for case in builders[name](given.batches or batches[name])]
-    if given.input_shape is None:
-        raise UsageError(f"--model {given.model} needs --input-shape, the batch first")
-    sys.path.insert(0, "")  # a module in the current folder, as with python -m
-    return user_cases(given.model, given.input_shape, given.batches or batches["deep"])
+    return user_cases(*asked_for(given.model, given.input_shape), given.batches or batches["deep"])
 
 
 def chosen_backends(given: argparse.Namespace) -> list[str]:

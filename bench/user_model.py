@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgraph.bench.cases import Built, Case
-
-
-class UsageError(Exception):
-    """A model, device or option that cannot be had; the message says what is needed."""
+from fastgraph.export.user_model import UsageError, load, random_input
 
 
 def user_cases(target: str, input_shape: Sequence[int], batches: Sequence[int]) -> list[Case]:
@@ -41,26 +37,4 @@ def check_output(target: str, built: Built) -> None:
 
 def build_user(target: str, input_shape: tuple[int, ...], batch: int) -> Built:
     """The model in eval mode, and seeded normally distributed input ``[batch, *input_shape[1:]]``."""
-    generator = torch.Generator().manual_seed(0)
-    return Built(load(target), torch.randn(batch, *input_shape[1:], generator=generator))
-
-
-@cache
-def load(target: str) -> nn.Module:
-    """What ``target`` makes, in eval mode; UsageError where it cannot."""
-    module, colon, name = target.partition(":")
-    if not (module and colon and name):
-        raise UsageError(f"a model must be deep, net, all or module:callable; got {target!r}")
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module raises while it is imported
-        raise UsageError(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # every process makes its own: with weights drawn at random they must be the same
-            made = make()
-    except Exception as error:
-        raise UsageError(f"{target}() raised {type(error).__name__}: {error}") from error
-    if not isinstance(made, nn.Module):
-        raise UsageError(f"{target}() must give a torch.nn.Module; got {type(made).__name__}")
-    return made.eval()
+    return Built(load(target), random_input((batch, *input_shape[1:])))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import onnx
@@ -14,16 +14,17 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
 from fastgraph import verify as numbers
-from fastgraph.capture import Captured, check_inputs
+from fastgraph.capture import Captured
+from fastgraph.export.captures import Attempt, Model, SizesError, refusal
 from fastgraph.export.runtime import Binding, open_session, standard_error
+from fastgraph.export.trials import trials
 from fastgraph.rewrite.rule import argument
 
-BATCHES = (1, 3)
 _SWITCHES = ("train", "training", "dropout", "dropout_p")  # false or 0: the operator draws nothing
-_REFUSALS: tuple[type[Exception], ...] = tuple(
+REFUSALS: tuple[type[Exception], ...] = tuple(
     error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
-_FAILURES: tuple[type[Exception], ...] = (RuntimeError, *_REFUSALS)
+_FAILURES: tuple[type[Exception], ...] = (RuntimeError, *REFUSALS)
 
 
 @dataclass(frozen=True)
@@ -46,51 +47,62 @@ def check(data: bytes) -> None:
         raise RuntimeError(f"to_onnx: the file does not pass onnx.checker: {error}") from error
 
 
-def rows(inputs: Sequence[Any], batch: int) -> list[Any]:
-    """The inputs with ``batch`` rows, the first ones; where there are not enough they come again, moved on each time.
-
-    One moved on by a place is still real data, and another row than the one before. Of no rows come zeros.
-    """
-    return [_resized(value, 0, batch) if isinstance(value, Tensor) else value for value in inputs]
-
-
-def _resized(tensor: Tensor, axis: int, size: int) -> Tensor:
-    """``tensor`` with ``size`` places along ``axis``: its own, then again, moved on along the last axis."""
-    if tensor.shape[axis] == 0:
-        return tensor.new_zeros([*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]])
-    rounds = -(-size // tensor.shape[axis])
-    moved = [tensor if i == 0 or tensor.dim() == 1 else tensor.roll(i, -1) for i in range(rounds)]
-    return torch.cat(moved, axis).narrow(axis, 0, size) if rounds else tensor.narrow(axis, 0, 0)
-
-
-def verify(data: bytes, captured: Captured, flat: Sequence[Any], dtype: torch.dtype | None) -> Verified:
-    """Runs the file on several sizes and compares every output with the captured graph in float64.
+def verify(data: bytes, model: Model, attempt: Attempt, dtype: torch.dtype | None) -> Verified:
+    """Runs the file on several sizes of every free axis and compares every output with the model's in float64.
 
     RuntimeError where onnxruntime does not take the file, where there is nothing to compare with (random numbers, no
     float64), or where an output is farther away than ``fastgraph.verify.tolerance`` allows for eager in ``dtype``
     (None: its own).
     """
-    if drawing := _random(captured):
+    if drawing := _random(attempt.captured):
         raise RuntimeError(
             f"to_onnx: cannot verify: {drawing} draws random numbers; verify=False writes the file without"
         )
     running = _session(data, dtype)
     shapes, worst = [], 0.0
-    for inputs in _trials(captured, list(flat), [list(value.shape) for value in running.get_inputs()]):
-        eager, reference = numbers.run(captured, inputs, dtype), numbers.run(captured, inputs, torch.float64)
-        if eager is None or reference is None:
-            raise RuntimeError(
-                "to_onnx: cannot verify: an operator of the model does not run in float64 (or the dtype asked for); "
-                "verify=False writes the file without"
-            )
-        given = _tensors(inputs)
-        outputs = _run(running, given)
-        for value, output, own, exact in zip(
-            running.get_outputs(), outputs, _results(eager), _results(reference), strict=True
-        ):
-            worst = max(worst, _compare(value.name, given, output, own, exact))
-        shapes.append(tuple(given[0].shape))
+    declared = [list(value.shape) for value in running.get_inputs()]
+    for inputs, graph in trials(lambda flat: model.graph_for(attempt.captured, flat), attempt.flat, declared):
+        with _of_one_class(attempt, graph, inputs):
+            worst = max(worst, _largest_error(running, graph, inputs, dtype))
+        shapes.append(tuple(_tensors(inputs)[0].shape))
     return Verified(tuple(shapes), worst)
+
+
+@contextmanager
+def _of_one_class(attempt: Attempt, graph: Captured, inputs: Sequence[Tensor]) -> Iterator[None]:
+    """What fails on inputs that the graph in the file is not for fails for that reason."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = refusal(attempt.captured, inputs)
+        if graph is attempt.captured or reason is None:
+            raise
+        shapes = zip(attempt.flat, inputs, strict=True)
+        raise SizesError(
+            f"to_onnx: one file cannot hold for all sizes that the model takes: {reason}, and the model computes "
+            "something else there; an example of that size gives a file of its own; nothing was written",
+            [
+                (i, axis)
+                for i, (own, x) in enumerate(shapes)
+                for axis in range(x.dim())
+                if own.shape[axis] != x.shape[axis]
+            ],
+        ) from error
+
+
+def _largest_error(
+    running: onnxruntime.InferenceSession, graph: Captured, inputs: Sequence[Tensor], dtype: torch.dtype | None
+) -> float:
+    """Of all outputs on these inputs; RuntimeError where it is too large."""
+    eager, reference = numbers.run(graph, list(inputs), dtype), numbers.run(graph, list(inputs), torch.float64)
+    if eager is None or reference is None:
+        raise RuntimeError(
+            "to_onnx: cannot verify: an operator of the model does not run in float64 (or the dtype asked for); "
+            "verify=False writes the file without"
+        )
+    outputs = _run(running, inputs)
+    compared = zip(running.get_outputs(), outputs, _results(eager), _results(reference), strict=True)
+    return max(_compare(value.name, inputs, output, own, exact) for value, output, own, exact in compared)
 
 
 def _random(captured: Captured) -> str | None:
@@ -116,7 +128,7 @@ def _session(data: bytes, dtype: torch.dtype | None) -> onnxruntime.InferenceSes
     """A session on the CPU, or on CUDA where the CPU's has no implementation in this dtype."""
     try:
         return open_session(data)[0]
-    except _REFUSALS as error:
+    except REFUSALS as error:
         reason = str(error).rpartition(" : ")[2]
     if torch.cuda.is_available():
         return open_session(data, "cuda")[0]
@@ -140,81 +152,6 @@ def _run(running: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> tup
 
 def _shapes(inputs: Sequence[Tensor]) -> str:
     return f"inputs of shape {', '.join(str(list(tensor.shape)) for tensor in inputs)}"
-
-
-def _trials(captured: Captured, flat: list[Any], shapes: list[list[Any]]) -> Iterator[list[Any]]:
-    """Inputs to run: the given ones, whole; other batches, where there is one; another size of every other free axis.
-
-    ``shapes`` are the file's: a free size has a name there, the same in every input that shares it. Only what eager
-    takes is a trial: made inputs may break a rule that no size tells of (an index out of its table).
-    """
-    axes = _free_axes(flat, shapes)
-    batch = _batch(shapes)
-    least = flat
-    if batch is None:
-        yield flat
-    else:
-        own = _size(flat, axes[batch])
-        for size in sorted({*BATCHES, own}):
-            inputs = flat if size == own else _with_size(flat, axes[batch], size)
-            if size == own or _takes(captured, inputs):
-                least = inputs if size == BATCHES[0] else least
-                yield inputs
-    for name in axes:
-        if name != batch:
-            size = _size(least, axes[name])
-            others = (_with_size(least, axes[name], other) for other in (size + 1, size - 1) if other > 0)
-            yield from islice((inputs for inputs in others if _takes(captured, inputs)), 1)
-
-
-def _free_axes(flat: Sequence[Any], shapes: list[list[Any]]) -> dict[str, list[tuple[int, int]]]:
-    """The free sizes by name, each with the (input, axis) that have it; sizes computed from others are left out."""
-    positions = [position for position, value in enumerate(flat) if isinstance(value, Tensor)]
-    axes: dict[str, list[tuple[int, int]]] = {}
-    for position, shape in zip(positions, shapes, strict=True):
-        for axis, size in enumerate(shape):
-            if isinstance(size, str) and size.isidentifier():
-                axes.setdefault(size, []).append((position, axis))
-    return axes
-
-
-def _batch(shapes: list[list[Any]]) -> str | None:
-    """The free size that every input has as its first; None where they do not share one."""
-    firsts = {shape[0] if shape else None for shape in shapes}
-    first = firsts.pop() if len(firsts) == 1 else None
-    return first if isinstance(first, str) and first.isidentifier() else None
-
-
-def _size(flat: Sequence[Any], axes: list[tuple[int, int]]) -> int:
-    position, axis = axes[0]
-    return int(flat[position].shape[axis])
-
-
-def _with_size(flat: Sequence[Any], axes: list[tuple[int, int]], size: int) -> list[Any]:
-    """The inputs with these axes made longer or shorter."""
-    made = list(flat)
-    for position, axis in axes:
-        made[position] = _resized(made[position], axis, size)
-    return made
-
-
-def fits(captured: Captured, flat: Sequence[Any]) -> bool:
-    """Whether the captured graph takes these sizes."""
-    try:
-        check_inputs(captured, flat)
-    except (RuntimeError, TypeError):
-        return False
-    return True
-
-
-def _takes(captured: Captured, flat: Sequence[Any]) -> bool:
-    """Whether the captured graph takes these sizes and computes something of these values."""
-    if not fits(captured, flat):
-        return False
-    try:
-        return numbers.run(captured, list(flat), None) is not None
-    except Exception:
-        return False
 
 
 def _compare(name: str, inputs: Sequence[Tensor], output: Tensor, eager: Tensor, reference: Tensor) -> float:

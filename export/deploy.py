@@ -6,6 +6,7 @@ import base64
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import fastgraph
 from fastgraph import data
-from fastgraph.export import files, graphs, steps, triton_config
+from fastgraph.export import files, graphs, steps, triton_config, user_model
 from fastgraph.export.compare import compare
 from fastgraph.export.onnx import to_onnx
 from fastgraph.models import DeepLearningModel, Net
@@ -35,7 +36,8 @@ class Entry:
     example: Tensor
     preprocessing: str
     labels: tuple[str, ...]
-    sample: tuple[str, bytes]  # name and contents of an image file that the clients read
+    sample: tuple[str, bytes] | None  # name and contents of an image file that the clients read
+    drawn: Callable[[], list[steps.Step]]  # the eager pictures
 
 
 class PerImage(nn.Module):
@@ -58,13 +60,24 @@ def entry(key: str, image: str | Path | None = None) -> Entry:
         model = DeepLearningModel.pretrained()
         about = "28x28 grey image as one row, 0 to 1"
         sample = (f"digit_{labels[0].item()}.pgm", b"P5\n28 28\n255\n" + pixels)
-        return Entry(key, model, model, images[:16], about, tuple(map(str, range(10))), sample)
+        return Entry(key, model, model, images[:16], about, tuple(map(str, range(10))), sample, steps.deep_steps)
     photo = steps.photograph(image)
     pixels = ((photo[0] * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy().tobytes()
     net = _seeded_net()
     about = "Resize 720x480, mean 0.5, std 0.5"
     sample = ("photograph.ppm", b"P6\n480 720\n255\n" + pixels)
-    return Entry(key, net, PerImage(net).eval(), photo, about, (), sample)
+    drawn = partial(steps.net_steps, image)
+    return Entry(key, net, PerImage(net).eval(), photo, about, (), sample, drawn)
+
+
+def user_entry(target: str, input_shape: Sequence[int]) -> Entry:
+    """The model that ``target``, "module:callable", makes when it is called without arguments, with random input.
+
+    Raises:
+        UsageError: it cannot be imported, or gives no module.
+    """
+    model = user_model.load(target)
+    return Entry(target.partition(":")[2], model, model, user_model.random_input(input_shape), "", (), None, list)
 
 
 def _seeded_net() -> Net:
@@ -79,32 +92,36 @@ def _seeded_net() -> Net:
     return net
 
 
-def deploy(
-    keys: Sequence[str], out: Path, *, image: str | Path | None = None, measured: bool = False, say: Say = print
-) -> None:
+def deploy(entries: Sequence[Entry], out: Path, *, measured: bool = False, say: Say = print) -> None:
     """Writes the folder; what is there already is replaced, file by file."""
-    for folder in ("pictures", "client"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    entries = [entry(key, image) for key in keys]
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
     pictures, figures = [], []
     for one in entries:
         _onnx_files(one, out, measured, say)
         pictures.append(graphs.draw(one.model, (one.example[:1],), measured=measured))
         _render(graphs.to_dot(pictures[-1]), out / "pictures" / one.key, say)
-        drawn = steps.deep_steps() if one.key == "deep" else steps.net_steps(image)
-        figures.append(_figures(one, draw_steps(drawn, out / "pictures", one.key, say)))
-        files.write(out / "client" / one.sample[0], one.sample[1])
-    for name in ("client.py", "client.cc"):
-        files.write(out / "client" / name, package_files("fastgraph.export.clients").joinpath(name).read_bytes())
+        if drawn := draw_steps(one.drawn(), out / "pictures", one.key, say):
+            figures.append(_figures(one, drawn))
+    _clients([one.sample for one in entries if one.sample is not None], out / "client")
     files.write(out / "README.md", _readme(entries))
     extra = "".join(figures) + _links(out)
     files.write(out / "index.html", graphs.to_html("fastgraph: deployment", pictures, extra))
     say(f"{out / 'index.html'}: the pictures; {out / 'README.md'}: what is where")
 
 
+def _clients(samples: Sequence[tuple[str, bytes]], folder: Path) -> None:
+    """The clients, which read images, and an image for each model that takes one."""
+    if samples:
+        folder.mkdir(exist_ok=True)
+        for name, contents in samples:
+            files.write(folder / name, contents)
+        for name in ("client.py", "client.cc"):
+            files.write(folder / name, package_files("fastgraph.export.clients").joinpath(name).read_bytes())
+
+
 def _onnx_files(one: Entry, out: Path, measured: bool, say: Say) -> None:
     """The model's file, verified, and its place in the server's repository."""
-    about = {"name": type(one.model).__name__, "preprocessing": one.preprocessing, "labels": one.labels or None}
+    about = {"name": type(one.model).__name__, "preprocessing": one.preprocessing or None, "labels": one.labels or None}
     optimized = fastgraph.optimize(one.model, (one.example,), verify=False)
     path = out / f"{one.key}.onnx"
     say(f"{path}: {to_onnx(optimized, (one.example,), path, overwrite=True, **about)}")  # type: ignore[arg-type]
@@ -122,8 +139,13 @@ def _onnx_files(one: Entry, out: Path, measured: bool, say: Say) -> None:
         to_onnx(again, (one.example,), served / "1" / "model.onnx", overwrite=True, row_blocks=False, **about)  # type: ignore[arg-type]
     if one.labels:
         files.write(served / "labels.txt", "\n".join(one.labels) + "\n")
-    text = triton_config.config(served / "1" / "model.onnx", one.key, "labels.txt" if one.labels else "")
-    files.write(served / "config.pbtxt", text)
+    try:
+        text = triton_config.config(served / "1" / "model.onnx", one.key, "labels.txt" if one.labels else "")
+    except ValueError as error:  # a model that the server cannot batch
+        shutil.rmtree(served)
+        say(f"{served}: not written: {error}")
+    else:
+        files.write(served / "config.pbtxt", text)
 
 
 def draw_steps(drawn: Sequence[steps.Step], folder: Path, key: str, say: Say = print) -> list[tuple[str, Path]]:
@@ -173,7 +195,13 @@ def _links(out: Path) -> str:
 
 
 def _readme(entries: Sequence[Entry]) -> str:
-    runs = "\n".join(f"    python client/client.py {one.key}.onnx client/{one.sample[0]}" for one in entries)
+    runs = [f"    python client/client.py {one.key}.onnx client/{one.sample[0]}" for one in entries if one.sample]
+    clients = (
+        "- `client/`: the same call from Python and from C++, and an image for each model:\n\n"
+        + "\n".join(runs)
+        + "\n\n  `client.cc` says how it is built.\n"
+    )
+    pictures = "captured, rewritten and compiled graph side by side, in one file. `pictures/`: each as DOT, SVG, PNG."
     net = (
         "\n`Net` gives all rows of a batch along one axis. The server batches along the first axis of every output,\n"
         "so `triton/net` has each image's rows apart: `[batch, rows, 1]`. Its weights are drawn, not trained.\n"
@@ -182,10 +210,5 @@ def _readme(entries: Sequence[Entry]) -> str:
 
 - `*.onnx`: the models, for any onnxruntime. Any batch; preprocessing and labels are in the files' metadata.
 - `triton/`: a model repository: `tritonserver --model-repository=triton`.
-- `client/`: the same call from Python and from C++, and an image for each model:
-
-{runs}
-
-  `client.cc` says how it is built.
-- `index.html`: captured, rewritten and compiled graph side by side, in one file. `pictures/`: each as DOT, SVG, PNG.
-{net if any(one.key == "net" for one in entries) else ""}"""
+{clients if runs else ""}- `index.html`: {pictures}
+{net if any(isinstance(one.served, PerImage) for one in entries) else ""}"""

@@ -7,10 +7,10 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,11 +23,13 @@ require("onnx", "onnx_ir", "onnxscript", "onnxruntime", by="export.to_onnx")
 
 from onnx_ir.passes import PassError
 
-from fastgraph.capture import Captured, capture, flatten_inputs, free_ones
+from fastgraph.capture import Captured, free_ones
 from fastgraph.export import check, files
+from fastgraph.export.captures import Attempt, Model, SizesError, check_guards, guards
+from fastgraph.export.compare import is_faster
 from fastgraph.export.names import name_lengths, rename_axes, rename_values
 from fastgraph.export.row_blocks import in_row_blocks
-from fastgraph.export.standard import NO_STATE, drop_state, in_standard_operators
+from fastgraph.export.standard import drop_state, in_standard_operators
 from fastgraph.export.translations import translations
 
 OPSETS = range(18, 26)
@@ -35,6 +37,7 @@ OPSETS = range(18, 26)
 OPSET = 20
 BFLOAT16_OPSET = 22  # the first in which Conv and MaxPool take bfloat16
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+T = TypeVar("T")
 
 
 def to_onnx(
@@ -50,16 +53,19 @@ def to_onnx(
     name: str | None = None,
     preprocessing: str | None = None,
     labels: Sequence[str] | None = None,
-    row_blocks: bool = True,
+    row_blocks: bool | None = None,
 ) -> check.Verified | None:
     """Writes ``model`` as one ONNX file that takes any batch.
 
     A plain module is written as it is. A module from ``fastgraph.optimize`` is written as its simplified graph, in
     standard operators that every runtime has: batch-norm folded, no dropout, no ReLU without effect, ReLU after the
     pool. A convolution on a large image whose pooled rows go through linear layers (``Net``) is a ``Loop`` over blocks
-    of rows, which keeps what is between them in the CPU's cache (``export.row_blocks``).
+    of rows, which keeps what is between them in the CPU's cache (``export.row_blocks``), where that is faster here.
 
-    Every axis that the model leaves free is dynamic. The first one of the only input, or of several that share it, is
+    Every axis that the model and torch.onnx's translation of it leave free is dynamic, and holds for every size that
+    the model takes; any other has the example's size in the file, and onnxruntime takes no other. Where the model
+    computes something else for a batch of 1 than for more, an example of batch 1 gives a file for that batch alone, and
+    any other is refused. The first one of the only input, or of several that share it, is
     named ``batch``; others ``height`` and ``width`` of images, ``length`` of sequences, and so on. Every tensor among
     the arguments is an input and every one among the results an output, in order; they are named ``input`` and
     ``output``, numbered (``input_0``, ``input_1``) where there are several. Other values among the arguments are burnt
@@ -68,9 +74,10 @@ def to_onnx(
     parts of one), and what is given of preprocessing and labels (``session.get_modelmeta().custom_metadata_map``).
 
     Before anything is written, the file is checked by ``onnx.checker``, with shape inference, and run by onnxruntime on
-    the example, and where the model and eager take them on batches of 1 and 3 and on another size of every other free
-    axis, each compared with float64 by the tolerance of ``fastgraph.verify``. Those inputs are made of the example's:
-    give real data.
+    the example, and where eager takes them on batches of 1 and 3, on 1 and another size of every other free axis, and
+    on all of them in other sizes at once, each compared with float64 by the tolerance of ``fastgraph.verify``. Where
+    the graph in the file is not for such sizes, the model is captured anew for them. Those inputs are made of the
+    example's: give real data.
 
     Args:
         model: a module in eval mode that ``torch.export`` takes, or the result of ``fastgraph.optimize``.
@@ -84,7 +91,10 @@ def to_onnx(
         name: of the model, by default its class's.
         preprocessing: how an input is made of the data, in words.
         labels: of the classes, in order.
-        row_blocks: False writes no such loop: for a GPU, which has to be fed large operators.
+        row_blocks: whether such a loop is written. None, the default, measures where there could be one: onnxruntime
+            runs the file with it and without on the example, on this machine's CPU with as many threads as torch, in
+            turn for about a second, and the loop is written if it was faster in three rounds of four. True writes it in
+            any case; False never: for a GPU, which has to be fed large operators.
 
     Returns:
         What was verified; None without verification.
@@ -95,8 +105,9 @@ def to_onnx(
             or ``opset``.
         FileExistsError, OSError: ``path`` exists and ``overwrite`` is false, or cannot be written.
         RuntimeError: the model cannot be exported (the message names the operator, or the buffer it keeps state in),
-            onnxruntime does not take it (a dtype, an operator), it cannot be verified, or an output is not close enough
-            to float64; the message says which output and batch and how far.
+            onnxruntime does not take it (a dtype, an operator), it cannot be verified, no file can hold for all sizes
+            of an axis (the message names it), or an output is not close enough to float64; the message says which
+            output and batch and how far.
     """
     args, kwargs = _check(model, example_inputs, example_kwargs)
     optimized = model if isinstance(model, fastgraph.OptimizedModule) else None
@@ -104,22 +115,21 @@ def to_onnx(
     dtype = dtype or (optimized.dtype if optimized is not None else None)
     opset = _opset(opset, dtype, {tensor.dtype for tensor in (*_tensors((args, kwargs)), *model.parameters())})
     target = files.check_target(path, overwrite)
+    about = {"preprocessing": preprocessing, "labels": None if labels is None else json.dumps(list(labels))}
     with _quiet():
-        captured, flat, traced = _captured(original, args, kwargs)
-        simplified = in_standard_operators(captured, dtype, simplify=optimized is not None)
-        program = _program(simplified, traced, opset, type(original).__name__)
-        about = {
-            "preprocessing": preprocessing,
-            "labels": None if labels is None else json.dumps(list(labels)),
-            **_places(captured),
-        }
-        _finish(program.model, name or type(original).__name__, about)
-        if optimized is not None and row_blocks:
-            names = [str(value.name) for value in program.model.graph.inputs]
-            in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in flat), strict=True)))
-        data = _serialized(program)
-        check.check(data)
-        verified = check.verify(data, captured, flat, dtype) if verify else None
+        whole = Model(original, args, kwargs)
+
+        def write(attempt: Attempt) -> tuple[bytes, check.Verified | None]:
+            simplified = in_standard_operators(attempt.captured, dtype, simplify=optimized is not None)
+            program = _program(simplified, attempt, opset, type(original).__name__)
+            _finish(program.model, name or type(original).__name__, {**about, **_places(attempt.captured)})
+            data = _serialized(program)
+            if optimized is not None and row_blocks is not False:
+                data = _with_row_blocks(program, data, attempt.flat, measured=row_blocks is None)
+            check.check(data)
+            return data, check.verify(data, whole, attempt, dtype) if verify else None
+
+        data, verified = _first(write, whole.attempts(verified=verify))
     files.write(target, data)
     return verified
 
@@ -157,62 +167,44 @@ def _opset(opset: int | None, dtype: torch.dtype | None, own: set[torch.dtype]) 
     return opset
 
 
-def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Captured, list[Any], list[Any]]:
-    """The model's graph, the example's tensors, and those that it is traced with again.
-
-    The latter have two rows where the example has a batch of one or none: models choose their way by such sizes.
-    """
-    wide = _two_rows(args, kwargs)
-    captured = _capture(model, args, kwargs, wide)
-    if captured.state:
-        raise RuntimeError(f"to_onnx: model keeps {captured.state[0]!r} for its next call: {NO_STATE}")
-    flat = flatten_inputs(captured, args, kwargs)
-    traced = flatten_inputs(captured, *wide) if wide is not None else flat
-    if not check.fits(captured, traced):
-        traced = flat
-    empty = any(tensor.dim() and not tensor.shape[0] for tensor in flat)
-    return captured, traced if empty else flat, traced
+def _first(write: Callable[[Attempt], T], attempts: Iterable[Attempt]) -> T:
+    """What comes of the first attempt that does not fail; the last one's error."""
+    failure: RuntimeError | None = None
+    for attempt in attempts:
+        try:
+            return _with_fewer_axes(write, attempt)
+        except RuntimeError as error:
+            failure = error
+    assert failure is not None  # there is one attempt at least
+    raise failure
 
 
-def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: Any) -> Captured:
-    """The graph of the widened call if it takes the example too, else that of the example; a loaded module's own."""
-    if isinstance(model, fastgraph.OptimizedModule):
-        graphs = [specialization.captured for specialization in model.specializations]
-        fitting = (one for one in graphs if check.fits(one, flatten_inputs(one, args, kwargs)))
-        return next(fitting, model.captured)
-    if wide is not None:
-        with suppress(RuntimeError):
-            captured = capture(model, *wide)
-            flat = flatten_inputs(captured, args, kwargs)
-            if check.fits(captured, flat) or any(tensor.shape[0] == 0 for tensor in flat):
-                return captured
-    return capture(model, args, kwargs)
+def _with_fewer_axes(write: Callable[[Attempt], T], attempt: Attempt) -> T:
+    """What comes of the attempt, axes that no file can have free fixed."""
+    try:
+        return write(attempt)
+    except SizesError as error:
+        if error.axes <= attempt.fixed:
+            raise
+        return _with_fewer_axes(write, attempt.fixing(error.axes))
 
 
-def _two_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """The call with two rows in every tensor; None where the tensors have no first size in common, or a larger one."""
-    flat, spec = pytree.tree_flatten((args, kwargs))
-    firsts = {tensor.shape[0] if tensor.dim() else None for tensor in _tensors(flat)}
-    if firsts in ({0}, {1}):
-        return pytree.tree_unflatten(check.rows(flat, 2), spec)
-    return None
-
-
-def _traced(graph_module: fx.GraphModule, tensors: list[Tensor]) -> torch.export.ExportedProgram:
-    """The graph as torch.onnx takes it, with every size free that it leaves free."""
-    shapes = tuple(dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for tensor in tensors)
+def _traced(graph_module: fx.GraphModule, attempt: Attempt) -> torch.export.ExportedProgram:
+    """The graph as torch.onnx takes it, with every size free that the captured graph leaves free."""
+    shapes, tensors = tuple(attempt.free_axes()), tuple(attempt.traced)
     try:
         with free_ones():
-            return torch.export.export(graph_module, tuple(tensors), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(graph_module, tensors, dynamic_shapes=shapes, strict=False)
     except Exception:  # it broadcasts along a size of 1, which then is fixed
-        return torch.export.export(graph_module, tuple(tensors), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(graph_module, tensors, dynamic_shapes=shapes, strict=False)
 
 
-def _program(graph_module: fx.GraphModule, tensors: list[Tensor], opset: int, name: str) -> torch.onnx.ONNXProgram:
-    """torch.onnx's translation; RuntimeError, naming the operator, where it has none."""
+def _program(graph_module: fx.GraphModule, attempt: Attempt, opset: int, name: str) -> torch.onnx.ONNXProgram:
+    """torch.onnx's translation; RuntimeError, naming the operator, where it has none, or one for some sizes only."""
     settings: dict[str, Any] = {"opset_version": opset, "custom_translation_table": translations()}
     try:
-        program = _traced(graph_module, tensors)
+        program = _traced(graph_module, attempt)
+        before = len(guards(program))
         try:
             made = torch.onnx.export(program, dynamo=True, verbose=False, **settings)
         except PassError:  # its optimizer fails on some graphs that are right (a chunk of sizes not known)
@@ -220,6 +212,7 @@ def _program(graph_module: fx.GraphModule, tensors: list[Tensor], opset: int, na
     except Exception as error:  # not only its own: what the translations and the optimizer raise comes through
         raise RuntimeError(f"to_onnx: torch.onnx cannot export {name}: {_cause(error)}") from error
     assert made is not None  # torch.onnx.export returns None only without dynamo
+    check_guards(program, attempt.captured, guards(program)[before:], name)
     drop_state(made)
     return made
 
@@ -270,6 +263,20 @@ def _finish(model: Any, name: str, about: Mapping[str, str | None]) -> None:
     model.graph.name = name
     metadata = {"name": name, "torch": torch.__version__, **about}
     model.metadata_props.update({key: value for key, value in metadata.items() if value is not None})
+
+
+def _with_row_blocks(
+    program: torch.onnx.ONNXProgram, data: bytes, inputs: Sequence[Tensor], *, measured: bool
+) -> bytes:
+    """The file with loops over blocks of rows, if it can have any; ``data``, the one without, where that is faster."""
+    names = [str(value.name) for value in program.model.graph.inputs]
+    if not in_row_blocks(program.model, dict(zip(names, (tensor.shape for tensor in inputs), strict=True))):
+        return data
+    looped = _serialized(program)
+    try:
+        return looped if not measured or is_faster(looped, data, inputs) else data
+    except check.REFUSALS:  # onnxruntime cannot run it here: there is nothing to measure
+        return data
 
 
 def _serialized(program: torch.onnx.ONNXProgram) -> bytes:

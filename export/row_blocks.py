@@ -3,9 +3,9 @@
 Operator after operator, the convolution's whole result goes to memory and comes back. Block after block it stays in the
 cache, which onnxruntime does not do by itself. `Net` on 720x480 runs 1.12 to 1.22, 1.37 to 1.39 and 1.09 to 1.26 times
 as fast as the plain export at batches 1, 4 and 16 (onnxruntime 1.31, AVX-512, one thread), and 1.14 to 1.18 at batch 1
-on two threads (AVX2). Without the loop it is 0.95 to 1.00 times: onnxruntime makes a ReLU part of the convolution
-before it, but not of a pool. Rejected: fc2 as a product with a vector (0.86 times), the linear layers as 1x1
-convolutions (0.55).
+on two threads (AVX2); on two threads of another processor 0.90, so `to_onnx` measures before it writes one. Without the
+loop it is 0.95 to 1.00 times: onnxruntime makes a ReLU part of the convolution before it, but not of a pool. Rejected:
+fc2 as a product with a vector (0.86 times), the linear layers as 1x1 convolutions (0.55).
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class _Chain:
         return rows if self.least_rows <= rows <= pooled // 2 and COPIED * copied <= high * wide else 0
 
 
-def in_row_blocks(model: ir.Model, example: Mapping[str, Sequence[int]]) -> None:
-    """Rewrites, in place, each such chain that begins at an input of which the example fills two blocks.
+def in_row_blocks(model: ir.Model, example: Mapping[str, Sequence[int]]) -> bool:
+    """Rewrites, in place, each such chain that begins at an input of which the example fills two blocks; is there any?
 
     The loop runs for the widths of which each pooled row is one row of the MLP. For others, whose rows are cut out of
     the pooled values wherever they end, the operators run one after the other as they did.
@@ -85,10 +85,13 @@ def in_row_blocks(model: ir.Model, example: Mapping[str, Sequence[int]]) -> None
         model: in which values that the chain passes on are used once.
         example: shapes by the inputs' names.
     """
+    found = False
     for conv in [node for node in model.graph if node.op_type == "Conv"]:
         chain = _chain(conv)
         if chain is not None and (name := str(chain.x.name)) in example and (rows := chain.rows(*example[name][2:])):
             _replace(model.graph, chain, rows, f"{conv.outputs[0].name}_rows_")
+            found = True
+    return found
 
 
 def _chain(conv: ir.Node) -> _Chain | None:

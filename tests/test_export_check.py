@@ -1,6 +1,7 @@
 """Verification finds a wrong file, says how wrong it is, and leaves nothing."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from fastgraph import export
 from fastgraph.capture import capture
 from fastgraph.data import digits
-from fastgraph.export import check
+from fastgraph.export import captures, check, trials
 from fastgraph.export import onnx as export_onnx
 from fastgraph.models import DeepLearningModel
 
@@ -91,22 +92,32 @@ def test_whole_numbers_have_to_be_equal(monkeypatch: pytest.MonkeyPatch, tmp_pat
         node.op_type = "ArgMin"
 
     changed(monkeypatch, change)
-    with pytest.raises(RuntimeError, match=r"output 'output' on inputs of shape \[1, 7\] differs from PyTorch's"):
+    with pytest.raises(RuntimeError, match=r"output 'output' on inputs of shape \[4, 7\] differs from PyTorch's"):
         export.to_onnx(Largest().eval(), (torch.rand(4, 7),), tmp_path / "smallest.onnx")
 
 
 def test_rows_that_come_again_are_moved_on() -> None:
     x = torch.arange(6.0).view(2, 3)
-    (more,) = check.rows([x], 5)
+    (more,) = trials.rows([x], 5)
     assert more.tolist() == [[0, 1, 2], [3, 4, 5], [2, 0, 1], [5, 3, 4], [1, 2, 0]]
-    assert check.rows([x], 1)[0].tolist() == [[0, 1, 2]]
-    assert check.rows([x[:0]], 2)[0].tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert trials.rows([x], 1)[0].tolist() == [[0, 1, 2]]
+    assert trials.rows([x[:0]], 2)[0].tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
-def test_every_free_axis_is_tried_in_another_size() -> None:
-    captured, names = capture(nn.Conv2d(3, 2, 3).eval(), (torch.rand(4, 3, 6, 8),)), [["batch", 3, "height", "width"]]
-    shapes = [tuple(inputs[0].shape) for inputs in check._trials(captured, [torch.rand(4, 3, 6, 8)], names)]
-    assert shapes == [(1, 3, 6, 8), (3, 3, 6, 8), (4, 3, 6, 8), (1, 3, 7, 8), (1, 3, 6, 9)]
+def tried(model: nn.Module, flat: list[Tensor], declared: list[list[Any]]) -> list[tuple[tuple[int, ...], ...]]:
+    """The shapes of the trials, of every input."""
+    captured = capture(model.eval(), tuple(flat))
+    graph_for = partial(captures.Model(model, tuple(flat), {}).graph_for, captured)
+    return [tuple(tuple(t.shape) for t in inputs) for inputs, _ in trials.trials(graph_for, flat, declared)]
+
+
+def test_every_free_axis_is_tried_in_another_size_and_in_1() -> None:
+    names = [["batch", 3, "height", "width"]]
+    shapes = [shape for (shape,) in tried(nn.Conv2d(3, 2, 3), [torch.rand(4, 3, 6, 8)], names)]
+    images = [(4, 6, 8), (1, 6, 8), (3, 6, 8), (1, 7, 8), (1, 6, 9), (2, 7, 9)]  # of height or width 1 eager takes none
+    assert shapes == [(batch, 3, *image) for batch, *image in images]
+    shapes = [shape for (shape,) in tried(nn.Linear(3, 2), [torch.rand(1, 5, 3)], [["batch", "length", 3]])]
+    assert shapes == [(1, 5, 3), (3, 5, 3), (1, 6, 3), (1, 1, 3), (2, 6, 3)]
 
 
 class Graph(nn.Module):
@@ -152,13 +163,10 @@ def test_the_users_own_inputs_are_tried_whole(model: nn.Module, inputs: tuple[Te
 
 
 def test_what_eager_refuses_is_no_trial() -> None:
-    captured = capture(Table().eval(), (torch.tensor([2, 5, 0]), torch.rand(6, 4)))
-    flat, names = [torch.tensor([2, 5, 0]), torch.rand(6, 4)], [["n"], ["rows", "features"]]
-    trials = [[tuple(t.shape) for t in inputs] for inputs in check._trials(captured, flat, names)]
-    assert trials == [[(3,), (6, 4)], [(4,), (6, 4)], [(3,), (7, 4)], [(3,), (6, 5)]]
-    lone = [torch.tensor([5]), torch.rand(6, 4)]
-    assert not check._takes(captured, [lone[0], lone[1][:5]])
-    assert check._takes(captured, lone)
+    """Neither 1 nor 3 nor 5 rows of a table of which the sixth is asked for."""
+    shapes = tried(Table(), [torch.tensor([2, 5, 0]), torch.rand(6, 4)], [["n"], ["rows", "features"]])
+    expected = [(3, 6, 4), (3, 6, 5), (3, 6, 1), (4, 6, 4), (1, 6, 4), (1, 7, 4)]
+    assert shapes == [((n,), (rows, features)) for n, rows, features in expected]
 
 
 def test_a_whole_number_may_be_eagers_or_float64s() -> None:

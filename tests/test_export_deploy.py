@@ -24,7 +24,7 @@ PICTURES = ("svg", "png", "dot") if graphs.have_dot() else ("dot",)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The whole folder, and what was said."""
     out, said = tmp_path_factory.mktemp("deployment"), list[str]()
-    deploy.deploy(deploy.MODELS, out, say=said.append)
+    deploy.deploy([deploy.entry(key) for key in deploy.MODELS], out, say=said.append)
     return out, said
 
 
@@ -214,7 +214,73 @@ def test_an_image_that_will_not_do_is_named_before_anything_is_written(
 
 
 def test_an_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "invalid choice: 'big'" in fails(["--model", "big"], capsys)
+    message = "error: a model must be deep, net, all or module:callable; got 'big'"
+    assert message in fails(["--model", "big", "--input-shape", "1,3"], capsys)
+    assert "--model big needs --input-shape, the batch first" in fails(["--model", "big"], capsys)
+
+
+@pytest.fixture
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the current folder with models in it."""
+    (tmp_path / "own_models.py").write_text(
+        "from torch import nn\n"
+        "def small(): return nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))\n"
+        "class Rows(nn.Module):\n"
+        "    def forward(self, x): return x.reshape(-1, 3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_models", raising=False)
+    return "own_models"
+
+
+def test_a_model_of_ones_own(own_models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--model", f"{own_models}:small", "--input-shape", "2,6", "--out", "out"]) == 0
+    assert "small.onnx: verified on 2x6, 1x6, 3x6: largest error" in capsys.readouterr().out
+    expected = {"small.onnx", "index.html", "README.md", "triton/small/1/model.onnx", "triton/small/config.pbtxt"}
+    expected |= {f"pictures/small.{kind}" for kind in PICTURES}
+    assert {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()} == expected
+    assert "client" not in Path("out/README.md").read_text()
+    made, x = sys.modules[own_models].small, torch.rand(5, 6)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = made()
+    (output,) = export.Binding(export.session("out/small.onnx"))(x)
+    torch.testing.assert_close(output, model(x))
+
+
+def test_what_the_server_cannot_batch_is_left_out_and_said(own_models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--model", f"{own_models}:Rows", "--input-shape", "2,6", "--out", "out"]) == 0
+    message = "triton/Rows: not written: config: output: the first axis must be the batch; got shape ["
+    assert message in capsys.readouterr().out
+    assert Path("out/Rows.onnx").exists()
+    assert not Path("out/triton/Rows").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--model", "own_models:absent", "--input-shape", "2,6"],
+            "own_models:absent cannot be imported: AttributeErr",
+        ),
+        (["--model", "own_models:small", "--input-shape", "2,7"], "model: torch.export cannot capture Sequential"),
+        (
+            ["--model", "own_models:small", "--input-shape", "2,x"],
+            "--input-shape: must be a whole number from 1; got 'x'",
+        ),
+        (["--model", "own_models:small", "--input-shape", "2,6", "--steps"], "argument --steps: is for deep and net"),
+        (
+            ["--model", "own_models:small", "--input-shape", "2,6", "--image", "x"],
+            "argument --image: is for the model net",
+        ),
+        (["--model", "net", "--input-shape", "2,6"], "argument --input-shape: is for a model of your own"),
+    ],
+)
+def test_wrong_arguments_for_ones_own_model_are_one_line(
+    own_models: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in fails(arguments, capsys)
 
 
 def test_python_m_export() -> None:

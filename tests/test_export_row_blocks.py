@@ -7,18 +7,22 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotImplemented_
 from torch import Tensor, nn
 
 import fastgraph
 from fastgraph import export
 from fastgraph.bench.cases import informative_net, variants
 from fastgraph.data import photograph
+from fastgraph.export import compare
 from fastgraph.models import Net
 from tests.reference import assert_close_to_reference
 
 
-def written(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, **how: Any) -> Path:
-    export.to_onnx(fastgraph.optimize(model, inputs, verify=False), inputs, path, **how)
+def written(
+    model: nn.Module, inputs: tuple[Tensor, ...], path: Path, *, row_blocks: bool | None = True, **how: Any
+) -> Path:
+    export.to_onnx(fastgraph.optimize(model, inputs, verify=False), inputs, path, row_blocks=row_blocks, **how)
     return path
 
 
@@ -184,3 +188,64 @@ def test_only_an_optimized_module_and_only_when_wanted(tmp_path: Path) -> None:
     assert "If" not in operators(onnx.load(path).graph)
     export.to_onnx(Net().eval(), (photo,), tmp_path / "plain.onnx", verify=False)
     assert "If" not in operators(onnx.load(tmp_path / "plain.onnx").graph)
+
+
+@pytest.mark.parametrize(("loop_s", "plain_s", "made"), [(0.01, 0.02, 1), (0.02, 0.01, 0), (0.02, 0.02, 0)])
+def test_by_default_the_faster_one_is_written(
+    loop_s: float, plain_s: float, made: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Sessions take the time that is set here."""
+
+    class Binding:
+        def __init__(self, running: Any) -> None:
+            self.seconds = loop_s if running == "loop" else plain_s
+
+        def __call__(self, x: Tensor) -> None:
+            assert x.shape == (2, 2, 640, 198)
+            now[0] += self.seconds
+
+    now = [0.0]
+    monkeypatch.setattr(compare, "session", lambda data, **_: "loop" if b"If" in data else "plain")
+    monkeypatch.setattr(compare, "Binding", Binding)
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: now[0])
+    path = written(
+        Chain().eval(), (torch.rand(2, 2, 640, 198),), tmp_path / "chain.onnx", row_blocks=None, verify=False
+    )
+    assert operators(onnx.load(path).graph).count("If") == made
+    assert now[0] > 0, "nothing was measured"
+
+
+def test_a_difference_that_is_not_in_three_of_four_rounds_is_none() -> None:
+    """Once slower in three rounds: the lower quartile of the ratios is below 1."""
+    assert compare._ratios([0.01] * 12, [0.02] * 12)[0] > 1
+    assert compare._ratios([0.01] * 12, [0.02, 0.02, 0.005] * 4)[0] < 1
+
+
+def test_what_is_measured_and_written_is_right(net: nn.Module, tmp_path: Path) -> None:
+    x = photograph()[:, :, :200]
+    path = written(net, (x,), tmp_path / "measured.onnx", row_blocks=None)
+    (output,) = export.session(path).run(None, {"input": x.numpy()})
+    with torch.inference_mode():
+        assert_close_to_reference(torch.from_numpy(output), net(x), copy.deepcopy(net).double()(x.double()))
+
+
+def test_a_slower_file_is_not_faster(tmp_path: Path) -> None:
+    """One with more than twenty times the work."""
+    x = torch.rand(64, 256)
+    for name, layers in (("small", 1), ("large", 24)):
+        model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(layers)))
+        export.to_onnx(model.eval(), (x,), tmp_path / f"{name}.onnx", verify=False)
+    small, large = (tmp_path.joinpath(f"{name}.onnx").read_bytes() for name in ("small", "large"))
+    assert compare.is_faster(small, large, (x,))
+    assert not compare.is_faster(large, small, (x,))
+
+
+def test_what_onnxruntime_cannot_run_here_is_written_plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise NotImplemented_("no implementation")
+
+    monkeypatch.setattr(compare, "session", refused)
+    path = written(
+        Chain().eval(), (torch.rand(2, 2, 640, 198),), tmp_path / "chain.onnx", row_blocks=None, verify=False
+    )
+    assert "If" not in operators(onnx.load(path).graph)

@@ -1,6 +1,7 @@
 """Sessions that run where they were asked to, and calls on tensors where they are."""
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -28,12 +29,39 @@ def test_session_uses_the_threads_that_torch_has_or_that_were_asked_for(file: Pa
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 
 
-@pytest.mark.parametrize(("spinning", "entry", "stop"), [(False, "0", "0"), (True, "1", "0"), ("run", "1", "1")])
-def test_idle_threads_spin_only_when_told(file: Path, spinning: bool | str, entry: str, stop: str) -> None:
-    options = export.session(file, spinning=spinning).get_session_options()
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry
-    assert options.get_session_config_entry("session.inter_op.allow_spinning") == entry
-    assert options.get_session_config_entry("session.force_spinning_stop") == stop
+def entries(options: onnxruntime.SessionOptions) -> list[str | None]:
+    """What is set of whether idle threads spin, how long, and whether they stop behind a call."""
+    names = ("intra_op.allow_spinning", "inter_op.allow_spinning", "force_spinning_stop", "intra_op.spin_duration_us")
+    found: list[str | None] = []
+    for name in names:
+        try:
+            found.append(options.get_session_config_entry(f"session.{name}"))
+        except RuntimeError:  # there is no such entry
+            found.append(None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spinning", "expected"),
+    [
+        ({}, ["1", "1", "0", "50"]),
+        ({"spinning": 200}, ["1", "1", "0", "200"]),
+        ({"spinning": 0}, ["0", "0", "0", None]),
+        ({"spinning": False}, ["0", "0", "0", None]),
+        ({"spinning": True}, ["1", "1", "0", None]),
+        ({"spinning": "run"}, ["1", "1", "1", None]),
+    ],
+)
+def test_idle_threads_spin_as_long_as_told(file: Path, spinning: Any, expected: list[str | None]) -> None:
+    assert entries(export.session(file, **spinning).get_session_options()) == expected
+
+
+def test_an_onnxruntime_that_knows_no_duration_does_not_spin(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would ignore the number, and spin as long as it does by itself."""
+    monkeypatch.setattr(onnxruntime, "__version__", "1.30.2")
+    assert entries(export.session(file).get_session_options()) == ["0", "0", "0", None]
+    monkeypatch.setattr(onnxruntime, "__version__", "2.0.0.dev1")
+    assert entries(export.session(file).get_session_options()) == ["1", "1", "0", "50"]
 
 
 def test_session_runs_on_the_cpu_by_default_and_takes_contents_too(file: Path) -> None:
@@ -47,8 +75,10 @@ def test_session_refuses_an_unknown_provider(file: Path) -> None:
 
 
 def test_session_refuses_another_word_for_spinning(file: Path) -> None:
-    with pytest.raises(ValueError, match="session: spinning must be False, True or 'run'; got 'off'"):
-        export.session(file, spinning="off")
+    for wrong in ("off", -1, 0.5, None):
+        message = f"session: spinning must be a number of microseconds, False, True or 'run'; got {wrong!r}"
+        with pytest.raises(ValueError, match=message):
+            export.session(file, spinning=wrong)  # type: ignore[arg-type]
 
 
 def test_session_refuses_no_threads(file: Path) -> None:

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -525,3 +527,15 @@ def test_a_failed_save_leaves_the_old_file(saved: Path, tmp_path: Path, monkeypa
         fastgraph.save(fastgraph.load(saved), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_loading_and_calling_import_no_tracer(saved: Path) -> None:
+    """torch.export's and what that imports take 0.3 s, which a process that only serves a model need not spend."""
+    code = f"""
+import sys, torch, fastgraph
+fastgraph.load({str(saved)!r})(torch.zeros(2, 784))
+print([name for name in ("torch.export._trace", "torch._functorch.aot_autograd") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

@@ -130,7 +130,7 @@ class ExactSession(Session):
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            with _InDouble():
+            with _InDouble(self._shaken if self.noise else None):
                 return self.function(*passed)
         finally:
             torch.set_default_dtype(before)
@@ -141,10 +141,24 @@ def exact_session(program: Program, noise: float = 0.0, seed: int = 0) -> ExactS
     return ExactSession(program, program.build().double(), noise, seed)
 
 
+_SORTING = (torch.topk, torch.Tensor.topk, torch.sort, torch.Tensor.sort, torch.argsort, torch.Tensor.argsort)
+_TIE = 2.0**-10  # what equal values may differ by is this, rounded
+
+
 class _InDouble(TorchFunctionMode):
-    """Every floating dtype that the source names is float64."""
+    """Every floating dtype that the source names is float64.
+
+    shaken: what makes another value of every one, where rounding is tried. Equal ones of a row (zeros behind a ReLU)
+    then become unequal before they are sorted: in which order they come is nobody's promise.
+    """
+
+    def __init__(self, shaken: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        super().__init__()
+        self._shaken = shaken
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._shaken is not None and func in _SORTING and is_floating(args[0]):
+            args = (args[0] + self._shaken(torch.full_like(args[0], _TIE)) - _TIE, *args[1:])
         if func in _TO_DOUBLE:
             func = torch.Tensor.double
         args = tuple(torch.float64 if isinstance(a, torch.dtype) and a in _LOW else a for a in args)

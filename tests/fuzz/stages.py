@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import fastgraph
 from fastgraph.backend import fastgraph_backend
@@ -159,7 +160,9 @@ class Check:
             results = [torch.from_numpy(r) for r in session.run(None, feeds)]
         except Exception as error:
             return Difference(f"onnxruntime raises {type(error).__name__}", f"batch {batch}: {error}")
-        results = [r for r in results if r.dim() or len(results) == len(eager.tensors)]  # a number is one of no axes
+        leaves = [leaf for leaf in pytree.tree_leaves(self.program.build()(*values)) if leaf is not None]
+        if len(results) == len(leaves):  # without the numbers, which are tensors in the file
+            results = [r for r, leaf in zip(results, leaves, strict=True) if isinstance(leaf, torch.Tensor)]
         if len(results) != len(eager.tensors):
             return Difference("outputs", f"{len(results)} outputs, eager's {len(eager.tensors)}")
         for i, (ours, own) in enumerate(zip(results, eager.tensors, strict=True)):
