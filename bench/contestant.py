@@ -20,7 +20,6 @@ from fastgraph.bench import check, cuda, load, measure
 from fastgraph.bench.backends import Backend, Setting
 from fastgraph.bench.cases import Built, Case
 
-
 MANY_FAULTS = 100  # a call
 KERNEL_SHARE = 0.1  # of the processor's time
 
@@ -45,8 +44,8 @@ class Ready:
 class Usage:
     """What a timed call costs beside its time, over all threads of the process, pauses included.
 
-    ``cpu_s``: processor seconds a call; threads that spin for more work count. ``kernel``: share of them, 0..1, that the
-    kernel took. ``page_faults`` a call. ``between_s``: seconds between the end of a call and the next one's begin.
+    ``cpu_s``: processor seconds a call; threads that spin for more work count. ``kernel``: share of them, 0..1, that
+    the kernel took. ``page_faults`` a call. ``between_s``: seconds between the end of a call and the next one's begin.
     """
 
     cpu_s: float

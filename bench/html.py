@@ -10,6 +10,7 @@ from typing import Any
 
 from fastgraph.bench.backends import BACKENDS, OURS
 from fastgraph.bench.machine import machine_lines
+from fastgraph.bench.measure import Plan
 from fastgraph.bench.report import Report, settings
 from fastgraph.bench.session import CaseReport, Row
 from fastgraph.bench.sides import SIDES, side_by_side
@@ -23,12 +24,21 @@ HOW = (
     "Every backend runs in a process of its own, all others stopped meanwhile. Its output was first checked against "
     "float64 on real data; one over the tolerance has no speed here. Blocks of calls are interleaved in rounds: "
     "a change in the machine's speed hits all alike. Caches are warm. Figures are over single calls; p99 only from "
-    "10,000 calls. A ratio is the median over the rounds, with its 95 % bootstrap interval in brackets. First calls of compilers find an empty cache; PyTorch's own precompiled headers may be there."
+    "10,000 calls. A ratio is the median over the rounds, with its 95 % bootstrap interval in brackets. First calls of "
+    "compilers find an empty cache; PyTorch's own precompiled headers may be there."
 )
 LIMIT = (
-    "“of limit” is the share of the ceiling that binds, measured in the same rounds: compute (multiply-adds); L1, L2, L3 "
-    "or memory (reading weights, input and output once from the smallest of them that holds them); or launch (one call of "
-    "the smallest operator). “x peer” is against the fastest backend that does not run our kernels."
+    "“x peer” is against the fastest backend that does not run our kernels. “of limit” is the share of the ceiling "
+    "that binds, measured in the same rounds: compute (multiply-adds); L2, L3 or memory (reading weights, input and output "
+    "once from the smallest of them that holds them); or launch (one call of the smallest operator)."
+)
+RESTING = (
+    "Between calls the process sleeps, as a service does that waits for its next request; “cpu a call” is the "
+    "processor time of all its threads from one call to the next, those that spin for work included."
+)
+SERVER = (
+    "A query's time is that from its arrival to its answer, the wait behind earlier ones included; the moments are the "
+    "same for every backend."
 )
 
 SHAPES = {
@@ -92,7 +102,16 @@ def _summary(report: Report) -> str:
     stopped = "" if report.complete else "<p><strong>The run was stopped before its end.</strong></p>"
     absent = "".join(f"<p><strong>Not measured:</strong> {escape(one)}.</p>" for one in report.absent)
     command = f"{escape(report.date)}, {escape(str(report.plan))}: <code>{escape(report.command)}</code>"
-    return f'<p>{lines}<br>{command}</p>{absent}{stopped}<p class="soft">{escape(HOW)}</p><p class="soft">{escape(LIMIT)}</p>'
+    return f"<p>{lines}<br>{command}</p>{absent}{stopped}" + "".join(
+        f'<p class="soft">{escape(said)}</p>' for said in explanations(report.plan)
+    )
+
+
+def explanations(plan: Plan) -> list[str]:
+    """What the figures of this kind of run mean."""
+    if plan.rate_per_s is not None:
+        return [HOW, RESTING, SERVER]
+    return [HOW, RESTING] if plan.pause_s else [HOW, LIMIT]
 
 
 def _setting(report: Report, setting: Any, scripts: list[str]) -> list[str]:
@@ -129,14 +148,14 @@ def _plots(figures: Sequence[tuple[str, Any]], scripts: list[str]) -> str:
     from plotly.io import to_json
 
     made = []
-    for title, figure in figures:
+    for heading, figure in figures:
         place = f"plot-{len(scripts)}"
         config = '{"responsive": true, "displaylogo": false, "displayModeBar": false}'
         content = to_json(figure).replace("</", "<\\/")
         scripts.append(
             f'<script>{{ const f = {content}; Plotly.newPlot("{place}", f.data, f.layout, {config}); }}</script>'
         )
-        caption = f"<figcaption>{escape(title)}</figcaption>" if title else ""
+        caption = f"<figcaption>{escape(heading)}</figcaption>" if heading else ""
         made.append(f'<figure>{caption}<div id="{place}"></div></figure>')
     return f'<div class="plots">{"".join(made)}</div>'
 

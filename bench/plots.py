@@ -24,7 +24,7 @@ COLOURS = ("#8b949e", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#b07aa1", "#e
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "pentagon", "star", "hexagon", "x")
 STYLE = {name.name: (COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]) for i, name in enumerate(BACKENDS.values())}
 HEIGHT = 420
-DASHES = {"L1": "dashdot", "L2": "dot", "L3": "dash", "memory": "solid"}
+DASHES = {"L2": "dot", "L3": "dash", "memory": "solid"}
 
 
 def latency(cases: Sequence[CaseReport]) -> go.Figure:

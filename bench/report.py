@@ -33,8 +33,8 @@ class Report:
     """What one run measured: the cases, the machine, and the command that repeats it.
 
     ``modelled`` holds the modelled floors on a GPU (``bench.roofline``), which are no measurements; empty without
-    ``--model-gpu``. ``complete`` is False where the run was stopped before its end. ``absent``: backends that were asked
-    for and are not installed, with the pip line.
+    ``--model-gpu``. ``complete`` is False where the run was stopped before its end. ``absent``: backends that were
+    asked for and are not installed, with the pip line.
     """
 
     command: str

@@ -22,7 +22,6 @@ from fastgraph.bench.report import Report
 from fastgraph.bench.session import CaseReport, CeilingBlocks, session
 from fastgraph.bench.table import table
 
-
 WHOLE_RUN_S = 3600.0  # the time that is left follows from all that has been done
 
 

@@ -15,10 +15,10 @@ from types import MappingProxyType
 import torch
 
 from fastgraph.bench.backends import BACKENDS, BASELINE, Backend, Setting
-from fastgraph.bench.cases import Case
-from fastgraph.bench.ceilings import KIB, MIB, Ceilings, cache_bytes
-from fastgraph.bench.check import Reference, complaint, mean_error, reference
 from fastgraph.bench.blocks import BLOCK_LIMIT_S, Block, samples_per_s, timer
+from fastgraph.bench.cases import Case
+from fastgraph.bench.ceilings import MIB, Ceilings, cache_bytes
+from fastgraph.bench.check import Reference, complaint, mean_error, reference
 from fastgraph.bench.contestant import Contestant, Ready, Usage
 from fastgraph.bench.crew import Worker, WorkerFailed
 from fastgraph.bench.limits import Limit, limit
@@ -50,8 +50,8 @@ class Row:
 
     Times are in seconds. ``reason`` says why there is no timing; ``where`` names the device and the provider or
     instruction set that really ran. ``prepare_s`` is None where an earlier batch size's preparation serves.
-    ``peak_bytes`` is by how much the process had grown at most while it was timed. ``samples_per_s`` is None where calls
-    are not made as fast as possible. ``ratio_to_peer``: to the fastest that is not ours.
+    ``peak_bytes`` is by how much the process had grown at most while it was timed. ``samples_per_s`` is None where
+    calls are not made as fast as possible. ``ratio_to_peer``: to the fastest that is not ours.
     """
 
     backend: str
@@ -303,7 +303,6 @@ class Session:
     def _add_limits(self, rows: dict[str, Row], work: Work, ceilings: Mapping[str, tuple[float, ...]]) -> None:
         """Puts into the rows how far they are from the machine's limit."""
         caches = {
-            "L1": self.setting.threads * cache_bytes(1, 32 * KIB),
             "L2": self.setting.threads * cache_bytes(2, MIB),
             "L3": cache_bytes(3, 32 * MIB),
         }

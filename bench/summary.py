@@ -15,8 +15,8 @@ OURS_NAME, BASELINE_NAME = BACKENDS[OURS].name, BACKENDS[BASELINE].name
 OUR_NAMES = {backend.name for backend in BACKENDS.values() if backend.ours}
 MARK = "*"
 FAULTS = (
-    "eager takes new memory from the system in each call and pays its page faults; what they cost moves from run to run, "
-    "and the ratio with it"
+    "eager takes new memory from the system in every call and pays its page faults: what they cost moves from run to "
+    "run, and this ratio with it."
 )
 
 
