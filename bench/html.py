@@ -14,7 +14,7 @@ from fastgraph.bench.measure import Plan
 from fastgraph.bench.report import Report, settings
 from fastgraph.bench.session import CaseReport, Row
 from fastgraph.bench.sides import SIDES, side_by_side
-from fastgraph.bench.summary import SUMMARY, remarks, summaries
+from fastgraph.bench.summary import glance, remarks, summaries
 from fastgraph.bench.table import COLUMNS, MODELLED, caption, cells, modelled_cells, note, title
 from fastgraph.bench.text import duration, rate
 from fastgraph.extras import require
@@ -29,8 +29,8 @@ HOW = (
 )
 LIMIT = (
     "“x peer” is against the fastest backend that does not run our kernels. “of limit” is the share of the ceiling "
-    "that binds, measured in the same rounds: compute (multiply-adds); L2, L3 or memory (reading weights, input and output "
-    "once from the smallest of them that holds them); or launch (one call of the smallest operator)."
+    "that binds, measured in the same rounds: compute (multiply-adds); L2, L3 or memory (reading weights, input and "
+    "output once from the smallest of them that holds them); or launch (one call of the smallest operator)."
 )
 RESTING = (
     "Between calls the process sleeps, as a service does that waits for its next request; “cpu a call” is the "
@@ -123,7 +123,7 @@ def _setting(report: Report, setting: Any, scripts: list[str]) -> list[str]:
     made = []
     if found := summaries(cases):
         said = "".join(f"<p>{escape(one)}</p>" for one in remarks(found))
-        made.append(f"<h2>At a glance, {where}</h2>" + _plain_table(SUMMARY, [one.cells() for one in found]) + said)
+        made.append(f"<h2>At a glance, {where}</h2>" + _plain_table(*glance(found)) + said)
         made.append(_plots([("Times as fast as eager", plots.glance(cases))], scripts))
     if report.plan.processes > 1:
         totals = [(case.case, plots.total(case)) for case in cases if any(row.timing for row in case.rows)]

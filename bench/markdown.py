@@ -8,7 +8,7 @@ from typing import Any
 from fastgraph.bench.machine import machine_lines
 from fastgraph.bench.report import Report
 from fastgraph.bench.sides import SIDES, side_by_side
-from fastgraph.bench.summary import SUMMARY, remarks, summaries
+from fastgraph.bench.summary import glance, remarks, summaries
 from fastgraph.bench.table import COLUMNS, MODELLED, caption, cells, columns, modelled_cells, note, title
 from fastgraph.bench.text import duration
 
@@ -23,7 +23,7 @@ def markdown(report: Report) -> str:
     if not report.complete:
         parts.append("**The run was stopped before its end.**")
     if found := summaries(report.cases):
-        parts += ["## At a glance", _table(SUMMARY, [one.cells() for one in found]), "  \n".join(remarks(found))]
+        parts += ["## At a glance", _table(*glance(found)), "  \n".join(remarks(found))]
     head = ("backend", *dict.fromkeys([*columns(report.plan), *ALWAYS]))
     for case in report.cases:
         rows = []

@@ -66,6 +66,13 @@ def summaries(cases: Sequence[CaseReport]) -> list[Summary]:
     return [_summary(label(case), case) for case in timed_cases(cases)]
 
 
+def glance(found: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of the table at a glance, without columns that have no figure in this kind of run."""
+    lines = [one.cells() for one in found]
+    shown = [i for i in range(len(SUMMARY)) if any(line[i] != "-" for line in lines)]
+    return [SUMMARY[i] for i in shown], [[line[i] for i in shown] for line in lines]
+
+
 def labels(cases: Sequence[CaseReport]) -> Callable[[CaseReport], str]:
     """What one of these cases is called: the setting is named where there are several."""
     several = len({case.setting for case in cases}) > 1
@@ -101,4 +108,6 @@ def _summary(label: str, case: CaseReport) -> Summary:
 
 
 def _median(row: Row | None) -> str:
+    if row and row.timing and row.timing.round_calls_per_s:
+        return f"{row.timing.calls_per_s:,.0f}/s"
     return duration(row.timing.median_s if row and row.timing else None)

@@ -12,10 +12,11 @@ from rich.table import Table
 from fastgraph.bench.backends import BACKENDS
 from fastgraph.bench.measure import DEFAULT, Plan
 from fastgraph.bench.session import CaseReport, Row
-from fastgraph.bench.summary import SUMMARY, Summary, remarks
+from fastgraph.bench.summary import Summary, glance, remarks
 from fastgraph.bench.text import duration, rate, size
 
 BUSY = 0.05  # of the processors' time: others that take more are noted
+RESTS_S = 1e-5  # between calls: more than a loop takes
 NOISY = 0.1  # of the median: an IQR beyond it is noted
 COLUMNS = (
     *("median", "x peer", "samples/s", "IQR", "p90", "p99", "calls", "calls/s", "cpu a call", "x eager", "of limit"),
@@ -59,11 +60,13 @@ def table(report: CaseReport, width: int = WIDE, plan: Plan = DEFAULT) -> Table:
 
 def summary_table(found: Sequence[Summary], width: int = WIDE) -> Table:
     """The report at a glance, with a sentence."""
-    shown = [name for name in SUMMARY if width >= WIDE or name not in ("its median", "x eager", "of limit")]
-    notes = remarks(found)[: None if width >= WIDE else 2]  # the mark is at "x eager"
+    head, lines = glance(found)
+    wide = width >= WIDE
+    shown = [name for name in head if wide or name not in ("its median", "x eager", "of limit")]
+    notes = remarks(found)[: None if wide else 2]  # the mark is at "x eager"
     made = _table("at a glance", shown, ("case", "best peer"), "\n".join(notes))
-    for one in found:
-        figures = dict(zip(SUMMARY, one.cells(), strict=True))
+    for line in lines:
+        figures = dict(zip(head, line, strict=True))
         figures["best peer"] = option(figures["best peer"])
         made.add_row(*(figures[name] for name in shown))
     return made
@@ -151,6 +154,8 @@ def note(row: Row) -> str:
     if row.timing and row.timing.iqr_s > NOISY * row.timing.median_s:
         share = row.timing.iqr_s / row.timing.median_s
         said.append(f"IQR is {share:.0%} of the median" if share < 2 else f"IQR is {share:.0f} times the median")
+    if row.usage and row.usage.between_s > RESTS_S:
+        said.append(f"{duration(row.usage.between_s)} between calls")
     if row.usage and row.usage.faults:
         used = row.usage
         said.append(
