@@ -45,13 +45,14 @@ class Usage:
     """What a timed call costs beside its time, over all threads of the process, pauses included.
 
     ``cpu_s``: processor seconds a call; threads that spin for more work count. ``kernel``: share of them, 0..1, that
-    the kernel took. ``page_faults`` a call. ``between_s``: seconds between the end of a call and the next one's begin.
+    the kernel took. ``page_faults`` a call. ``between_s``: seconds between the end of a call and the next one's begin,
+    where there is a rest.
     """
 
     cpu_s: float
     kernel: float
     page_faults: float
-    between_s: float
+    between_s: float | None = None
 
     @property
     def faults(self) -> bool:
@@ -93,7 +94,7 @@ class Contestant:
                 raise TypeError(f"the model's output must be one tensor; got {type(output).__name__}")
             values = output.detach().cpu().float().numpy().copy()
         _forget_peak()
-        self._spent = np.zeros(6)
+        self._spent, self._rests = np.zeros(6), False
         return Ready(self._backend.ran_on(), prepare_s, first_call_s, values, str(output.dtype).removeprefix("torch."))
 
     def accuracy(self) -> float | None:
@@ -120,7 +121,7 @@ class Contestant:
 
     def block(self, count: int, limit_s: float = float("inf"), pause_s: float = 0.0) -> measure.Seconds:
         """Seconds of each of ``count`` calls, or of as many as are over in ``limit_s`` on the CPU."""
-        setting = self._setting
+        setting, self._rests = self._setting, pause_s > 0
         with torch.inference_mode():
             if setting.device == "cpu" or setting.copies:  # a call that ends in the host's memory has ended
                 return self._counted(
@@ -131,6 +132,7 @@ class Contestant:
 
     def serve(self, due_s: measure.Seconds) -> measure.Seconds:
         """Seconds from arrival to answer of the queries that are due then; fewer when it cannot keep up."""
+        self._rests = True
         with torch.inference_mode():
             return self._counted(lambda: load.serve(self._call, due_s), lambda count: 0)
 
@@ -144,7 +146,8 @@ class Contestant:
         calls, called_s, wall_s, cpu_s, kernel_s, faults = self._spent.tolist()
         if not calls:
             return None
-        return Usage(cpu_s / calls, kernel_s / cpu_s if cpu_s else 0.0, faults / calls, (wall_s - called_s) / calls)
+        between_s = (wall_s - called_s) / calls if self._rests else None
+        return Usage(cpu_s / calls, kernel_s / cpu_s if cpu_s else 0.0, faults / calls, between_s)
 
     def peak_memory(self) -> int | None:
         """Bytes that the process had grown by at most while it was timed, since before the backend was prepared."""

@@ -22,10 +22,10 @@ class Ratio:
     high: float
 
     def __str__(self) -> str:
-        """The ratio and its interval, where it has one: "1.55 (1.52 to 1.58)"."""
+        """The ratio and its interval, where it has one: "1.55 (1.52-1.58)"."""
         if self.low == self.high:
             return f"{self.value:.2f}"
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.value:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
 def speed_ratio(ours: Timing, other: Timing) -> Ratio:

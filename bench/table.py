@@ -16,7 +16,6 @@ from fastgraph.bench.summary import Summary, glance, remarks
 from fastgraph.bench.text import duration, rate, size
 
 BUSY = 0.05  # of the processors' time: others that take more are noted
-RESTS_S = 1e-5  # between calls: more than a loop takes
 NOISY = 0.1  # of the median: an IQR beyond it is noted
 COLUMNS = (
     *("median", "x peer", "samples/s", "IQR", "p90", "p99", "calls", "calls/s", "cpu a call", "x eager", "of limit"),
@@ -62,7 +61,7 @@ def summary_table(found: Sequence[Summary], width: int = WIDE) -> Table:
     """The report at a glance, with a sentence."""
     head, lines = glance(found)
     wide = width >= WIDE
-    shown = [name for name in head if wide or name not in ("its median", "x eager", "of limit")]
+    shown = [name for name in head if wide or name not in ("its median", "fastgraph", "x eager", "of limit")]
     notes = remarks(found)[: None if wide else 2]  # the mark is at "x eager"
     made = _table("at a glance", shown, ("case", "best peer"), "\n".join(notes))
     for line in lines:
@@ -82,7 +81,9 @@ def _table(title: str, columns: Sequence[str], left: Sequence[str], caption: str
     made = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for name in columns:
         figure = name not in left
-        made.add_column(name, justify="right" if figure else "left", no_wrap=figure or name == "backend")
+        made.add_column(
+            name, justify="right" if figure else "left", no_wrap=figure or name == "backend", overflow="fold"
+        )
     return made
 
 
@@ -154,7 +155,7 @@ def note(row: Row) -> str:
     if row.timing and row.timing.iqr_s > NOISY * row.timing.median_s:
         share = row.timing.iqr_s / row.timing.median_s
         said.append(f"IQR is {share:.0%} of the median" if share < 2 else f"IQR is {share:.0f} times the median")
-    if row.usage and row.usage.between_s > RESTS_S:
+    if row.usage and row.usage.between_s is not None:
         said.append(f"{duration(row.usage.between_s)} between calls")
     if row.usage and row.usage.faults:
         used = row.usage

@@ -41,5 +41,5 @@ def test_several_processes_are_compared_by_what_they_do_together() -> None:
 
 
 def test_a_ratio_stands_with_its_interval() -> None:
-    assert str(Ratio(1.55, 1.5249, 1.58)) == "1.55 (1.52 to 1.58)"
+    assert str(Ratio(1.55, 1.5249, 1.58)) == "1.55 (1.52-1.58)"
     assert str(Ratio(1.0, 1.0, 1.0)) == "1.00"  # with itself

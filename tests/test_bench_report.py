@@ -26,7 +26,7 @@ from fastgraph.bench.summary import glance, remarks, summaries, verdict
 from fastgraph.bench.table import COLUMNS, WIDE, caption, cells, columns, modelled_table, note, summary_table, table
 from tests.bench_samples import FAST, build_small, case_report, report
 
-RATIO = "2.50 (2.45 to 2.56)"
+RATIO = "2.50 (2.45-2.56)"
 SCHEMA = json.loads(files("fastgraph.bench").joinpath("report.schema.json").read_text())
 
 
@@ -190,7 +190,7 @@ def test_summary_has_the_best_peer_and_what_we_lose() -> None:
 
 
 def test_ratios_to_an_eager_that_pays_page_faults_are_marked() -> None:
-    faulty = Usage(cpu_s=5e-5, kernel=0.4, page_faults=5400, between_s=1e-7)
+    faulty = Usage(cpu_s=5e-5, kernel=0.4, page_faults=5400)
     (marked,) = summaries([case_report(1, usage=faulty)])
     assert marked.cells()[6] == f"{RATIO}*"
     assert any(one.startswith("* eager takes new memory") for one in remarks([marked]))
