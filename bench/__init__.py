@@ -47,7 +47,7 @@ def run(
     from fastgraph.bench.backends import BACKENDS, Setting
     from fastgraph.bench.machine import machine
     from fastgraph.bench.measure import QUICK
-    from fastgraph.bench.runs import Run, measure
+    from fastgraph.bench.runs import Run, installed, measure
 
     unknown = [name for name in backends if name not in BACKENDS]
     if unknown or not backends:
@@ -56,5 +56,6 @@ def run(
         raise ValueError("cases: needs at least one; got none")
     console = Console() if verbose else Console(file=io.StringIO())
     chosen = tuple(settings) or (Setting(threads=torch.get_num_threads()),)
-    asked = Run(tuple(cases), tuple(backends), chosen, plan or QUICK, "fastgraph.bench.run(..)")
+    here, absent = installed(backends)
+    asked = Run(tuple(cases), here, chosen, plan or QUICK, "fastgraph.bench.run(..)", absent=absent)
     return measure(asked, machine(), console)

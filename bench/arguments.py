@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,14 +15,19 @@ from fastgraph.export.user_model import number, numbers, shape
 
 ALL = "all"  # the backends, at every batch size
 DEVICES = ("auto", "cpu", "cuda")
+UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 
 EPILOG = f"""\
 backends, for --backends: {", ".join(BACKENDS)};
 by default each is measured everywhere but compile-max, which compiles for the first batch size of a model alone;
 "{ALL}" measures it at every one, a minute more.
-modes: "rounds" compares all backends in interleaved rounds; "single-stream" and "offline" are MLPerf's scenarios in
-small: one query after another at batch 1, judged by the 90th percentile over at least 1,024 queries; and samples a
-second over all calls of a large batch.
+modes: "rounds" compares all backends in interleaved rounds; the others are MLPerf's scenarios in small.
+"single-stream": one query after another at batch 1, judged by the 90th percentile over at least 1,024 queries;
+"offline": samples a second over all calls of a large batch;
+"server": --rate queries a second arrive at random (Poisson) and wait their turn, judged by the 99th percentile of the
+time from arrival to answer; a backend that falls behind is listed as overloaded.
+--pause 100us sleeps before each call, as a service does between requests; --processes 2 has two processes of each
+backend call at once, with --threads threads each, on the same cores: calls a second of both together.
 python -m bench perf   our kernels against the best peer and the machine's ceiling, with targets (see its --help)
 python -m bench picture REPORT.json    draws a report's plot for a README, light and dark
 python -m bench compare A.json B.json   compares two reports and ends with status 1 where B is slower beyond noise
@@ -54,7 +60,10 @@ def parser() -> Parser:
     add("--threads", type=number, metavar="N", help="of every backend on the CPU (default: as PyTorch chooses)")
     add("--rounds", type=number, metavar="N", help="at most so many interleaved rounds a case")
     add("--budget", type=seconds, metavar="S", help="seconds of timing a case, as many rounds as fit, at least three")
-    add("--mode", choices=MODES, default="rounds", help="see below (default: rounds)")
+    add("--mode", "--scenario", choices=MODES, default="rounds", help="see below (default: rounds)")
+    add("--rate", type=rate, metavar="R", help="queries a second that arrive in mode server")
+    add("--pause", type=pause, default=0.0, metavar="T", help="sleep before each call: 20us, 1.5ms, 1s")
+    add("--processes", type=number, default=1, metavar="N", help="of each backend at once, on the same cores")
     add("--model-gpu", choices=tuple(GPUS), help="adds the floors that a model of this GPU gives")
     add("--quick", action="store_true", help="batch 1, four backends, short rounds: a look, not a result")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the report (default: out)")
@@ -85,6 +94,21 @@ def picture_parser() -> Parser:
 def seconds(text: str) -> float:
     """A time above 0."""
     return _above_zero(text, "a number of seconds above 0")
+
+
+def rate(text: str) -> float:
+    """Queries a second, above 0."""
+    return _above_zero(text, "a number above 0")
+
+
+def pause(text: str) -> float:
+    """Seconds of a time with its unit; 0 needs none."""
+    parts = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([a-zµ]+)", text.strip())
+    if text.strip() == "0":
+        return 0.0
+    if parts is None or parts[2] not in UNITS_S:
+        raise argparse.ArgumentTypeError(f"must be a time with its unit ({', '.join(UNITS_S)}); got {text!r}")
+    return float(parts[1]) * UNITS_S[parts[2]]
 
 
 def share(text: str) -> float:

@@ -20,9 +20,9 @@ from fastgraph.bench.cases import Case
 from fastgraph.bench.html import page
 from fastgraph.bench.machine import machine, machine_lines
 from fastgraph.bench.markdown import markdown
-from fastgraph.bench.measure import DEFAULT, MLPERF_QUERIES, QUICK, Plan
+from fastgraph.bench.measure import CALLS_FOR_P99, DEFAULT, MLPERF_QUERIES, QUICK, Plan
 from fastgraph.bench.report import Report, ReportError
-from fastgraph.bench.runs import Run, measure
+from fastgraph.bench.runs import Run, installed, measure
 from fastgraph.bench.sides import side_by_side, sides_table
 from fastgraph.bench.summary import summaries
 from fastgraph.bench.table import modelled_table, summary_table
@@ -34,7 +34,10 @@ MANY_ROUNDS = 1000  # more than fit into a budget
 WIDTH = 200  # of the tables where the output is no terminal
 BATCHES = {"deep": (1, 16, 1024), "net": (1, 4)}
 QUICK_BATCHES = {"deep": (1,), "net": (1,)}
-MODE_BATCHES = {"single-stream": QUICK_BATCHES, "offline": {"deep": (8192,), "net": (16,)}}
+MODE_BATCHES = {"single-stream": QUICK_BATCHES, "offline": {"deep": (8192,), "net": (16,)}, "server": QUICK_BATCHES}
+SERVER_S = 10.0  # of queries for a backend at most, unless --budget says otherwise
+SERVER_ROUNDS = 5  # long ones: a queue needs time to grow
+AT_ONCE = Plan(rounds=9, block_s=0.2, warm_up_s=0.5, case_s=20.0)
 QUICK_BACKENDS = ("eager", "compile", "onnxruntime", "fastgraph")
 # Compiling for a batch size takes it 10 to 20 s of processor time, as much as all other backends together.
 SLOW_TO_COMPILE = "compile-max"
@@ -64,15 +67,22 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"argument --out: cannot write to the folder: {error}")
     try:
         chosen, settings, plan = chosen_cases(given), chosen_settings(given), chosen_plan(given)
+        backends, absent = installed(chosen_backends(given))
+        if not backends:
+            raise UsageError(f"--backends: none of them is installed: {'; '.join(absent)}")
     except (ImportError, ValueError, UsageError) as error:
         parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
     about = machine()
     for line in machine_lines(about):
         console.print(line, soft_wrap=True)
+    for one in absent:
+        console.print(f"not measured: {one}", soft_wrap=True)
+    if not plan.tight:
+        console.print(str(plan), soft_wrap=True)
     command = shlex.join(["python", "-m", "bench", *argv])
     left_out = chosen_left_out(given, chosen)
-    run = Run(tuple(chosen), chosen_backends(given), settings, plan, command, given.model_gpu, left_out)
+    run = Run(tuple(chosen), backends, settings, plan, command, given.model_gpu, left_out, absent)
     report = measure(run, about, console)
     if found := summaries(report.cases):
         console.print(summary_table(found, console.width))
@@ -87,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
 
 def chosen_cases(given: argparse.Namespace) -> list[Case]:
     """The cases that the arguments ask for."""
-    batches = QUICK_BATCHES if given.quick else MODE_BATCHES.get(given.mode, BATCHES)
+    batches = QUICK_BATCHES if given.quick or given.processes > 1 else MODE_BATCHES.get(given.mode, BATCHES)
     builders = {"deep": cases.deep, "net": cases.net}
     if given.model in (*builders, "all"):
         if given.input_shape is not None:
@@ -119,6 +129,10 @@ def chosen_settings(given: argparse.Namespace) -> list[Setting]:
     """The settings, one after another: CPU, then CUDA where it is asked for."""
     threads = given.threads or torch.get_num_threads()
     cuda = torch.cuda.is_available()
+    if given.mode == "server" or given.pause or given.processes > 1:
+        if given.device == "cuda":
+            raise UsageError("--device cuda: pauses, --processes and mode server are for the CPU")
+        cuda = False
     if given.device == "cuda" and not cuda:
         raise UsageError("--device cuda: there is no CUDA device here; allowed: auto, cpu")
     found = []
@@ -133,14 +147,34 @@ def chosen_settings(given: argparse.Namespace) -> list[Setting]:
 
 
 def chosen_plan(given: argparse.Namespace) -> Plan:
-    """How long to measure."""
-    plan = QUICK if given.quick else DEFAULT
+    """How long to measure, and how calls come; UsageError where options do not go together."""
+    if (given.rate is None) == (given.mode == "server"):
+        raise UsageError("--rate: mode server needs it, no other mode has it")
+    if given.pause and (given.mode not in ("rounds", "single-stream") or given.processes > 1):
+        raise UsageError("--pause: goes with the modes rounds and single-stream, and with one process")
+    if given.processes > 1 and given.mode != "rounds":
+        raise UsageError(f"--processes: goes with mode rounds; got mode {given.mode}")
+    if given.mode == "server":
+        return server_plan(given)
+    plan = QUICK if given.quick else AT_ONCE if given.processes > 1 else DEFAULT
     return replace(
         plan,
         rounds=given.rounds or (MANY_ROUNDS if given.budget else plan.rounds),
         case_s=given.budget or plan.case_s,
         mode=given.mode,
         min_calls=MLPERF_QUERIES if given.mode == "single-stream" else 0,
+        pause_s=given.pause,
+        processes=given.processes,
+    )
+
+
+def server_plan(given: argparse.Namespace) -> Plan:
+    """As many queries as the 99th percentile needs, where the time is enough for them."""
+    rounds = given.rounds or SERVER_ROUNDS
+    seconds = given.budget or min(SERVER_S, CALLS_FOR_P99 / given.rate)
+    everybody_s = 2 * seconds * len(BACKENDS)  # the number of rounds stays
+    return replace(
+        QUICK, rounds=rounds, block_s=seconds / rounds, case_s=everybody_s, mode="server", rate_per_s=given.rate
     )
 
 

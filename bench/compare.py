@@ -11,13 +11,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fastgraph.bench.backends import BACKENDS, BASELINE
+from fastgraph.bench.ratio import INTERVAL, resampled_medians
 from fastgraph.bench.report import Report
 from fastgraph.bench.session import CaseReport
 from fastgraph.bench.summary import labels
 from fastgraph.bench.table import BUSY
-
-RESAMPLES = 4000
-INTERVAL = (2.5, 97.5)  # percent: the interval's ends
 
 
 @dataclass(frozen=True)
@@ -102,11 +100,8 @@ def ratio_interval(
     Rounds are drawn with replacement, those of each report for themselves, since they were not measured together.
     """
     generator = np.random.default_rng(seed)
-
-    def medians(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.median(generator.choice(values, (RESAMPLES, len(values))), axis=1)
-
-    low, high = np.percentile(medians(after) / medians(before), INTERVAL)
+    ratios = resampled_medians(after, generator) / resampled_medians(before, generator)
+    low, high = np.percentile(ratios, INTERVAL)
     return float(np.median(after) / np.median(before)), float(low), float(high)
 
 
@@ -130,7 +125,7 @@ def _compare(
 def _relative(case: CaseReport, backend: str, absolute: bool) -> NDArray[np.float64] | None:
     """The backend's median in each round, over eager's in that round; None where one of them has no speed."""
     rows = [case.row(backend), case.row(BACKENDS[BASELINE].name)]
-    times = [np.array(row.timing.round_medians_s) if row and row.timing else None for row in rows]
+    times = [np.array(row.timing.round_costs_s) if row and row.timing else None for row in rows]
     if times[0] is None or absolute or backend == BACKENDS[BASELINE].name:
         return times[0]
     return None if times[1] is None else times[0] / times[1]

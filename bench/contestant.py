@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastgraph.bench import check, cuda, measure
+from fastgraph.bench import check, cuda, load, measure
 from fastgraph.bench.backends import Backend, Setting
 from fastgraph.bench.cases import Built, Case
+
+MANY_FAULTS = 100  # a call
+KERNEL_SHARE = 0.1  # of the processor's time
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,26 @@ class Ready:
     first_call_s: float
     output: NDArray[np.float32]
     dtype: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a timed call costs beside its time, over all threads of the process, pauses included.
+
+    ``cpu_s``: processor seconds a call; threads that spin for more work count. ``kernel``: share of them, 0..1, that
+    the kernel took. ``page_faults`` a call. ``between_s``: seconds between the end of a call and the next one's begin,
+    where there is a rest.
+    """
+
+    cpu_s: float
+    kernel: float
+    page_faults: float
+    between_s: float | None = None
+
+    @property
+    def faults(self) -> bool:
+        """Whether page faults take a good part of the time."""
+        return self.page_faults >= MANY_FAULTS and self.kernel > KERNEL_SHARE
 
 
 class Contestant:
@@ -70,6 +94,7 @@ class Contestant:
                 raise TypeError(f"the model's output must be one tensor; got {type(output).__name__}")
             values = output.detach().cpu().float().numpy().copy()
         _forget_peak()
+        self._spent, self._rests = np.zeros(6), False
         return Ready(self._backend.ran_on(), prepare_s, first_call_s, values, str(output.dtype).removeprefix("torch."))
 
     def accuracy(self) -> float | None:
@@ -84,6 +109,8 @@ class Contestant:
 
     def warm_up(self, plan: measure.Plan) -> measure.WarmUp:
         """Runs until it is stable."""
+        if not plan.tight:
+            load.sharpen_sleep()  # now that its threads are there, which would inherit it
 
         def finished() -> None:
             self._call()
@@ -92,19 +119,48 @@ class Contestant:
         with torch.inference_mode():
             return measure.warm_up(finished, plan)
 
-    def block(self, count: int, limit_s: float = float("inf")) -> measure.Seconds:
+    def block(self, count: int, limit_s: float = float("inf"), pause_s: float = 0.0) -> measure.Seconds:
         """Seconds of each of ``count`` calls, or of as many as are over in ``limit_s`` on the CPU."""
-        setting = self._setting
+        setting, self._rests = self._setting, pause_s > 0
         with torch.inference_mode():
             if setting.device == "cpu" or setting.copies:  # a call that ends in the host's memory has ended
-                return measure.block(self._call, count, limit_s)
+                return self._counted(
+                    lambda: measure.block(self._call, count, limit_s, pause_s=pause_s), measure.lead_in
+                )
             cold = setting.cache == "cold"
             return cuda.block(self._call, count, cuda.flusher(self._x.device) if cold else None)
+
+    def serve(self, due_s: measure.Seconds) -> measure.Seconds:
+        """Seconds from arrival to answer of the queries that are due then; fewer when it cannot keep up."""
+        self._rests = True
+        with torch.inference_mode():
+            return self._counted(lambda: load.serve(self._call, due_s), lambda count: 0)
+
+    def together(self, start_s: float, end_s: float) -> tuple[measure.Seconds, float]:
+        """Seconds of the calls between two moments of ``time.perf_counter``, and calls a second."""
+        with torch.inference_mode():
+            return load.together(self._call, start_s, end_s)
+
+    def usage(self) -> Usage | None:
+        """What the calls of ``block`` and ``serve`` cost; None where none was made on the CPU."""
+        calls, called_s, wall_s, cpu_s, kernel_s, faults = self._spent.tolist()
+        if not calls:
+            return None
+        between_s = (wall_s - called_s) / calls if self._rests else None
+        return Usage(cpu_s / calls, kernel_s / cpu_s if cpu_s else 0.0, faults / calls, between_s)
 
     def peak_memory(self) -> int | None:
         """Bytes that the process had grown by at most while it was timed, since before the backend was prepared."""
         peak = _memory("VmHWM")
         return None if peak is None else max(0, peak - self._base_memory)
+
+    def _counted(self, timed: Callable[[], measure.Seconds], ahead: Callable[[int], int]) -> measure.Seconds:
+        """What ``timed`` gives; adds up what it and the untimed calls ``ahead`` of it cost, for ``usage``."""
+        before = _resources()
+        seconds = timed()
+        calls = len(seconds) + ahead(len(seconds))
+        self._spent += [calls, calls * float(seconds.mean() if calls else 0), *(_resources() - before)]
+        return seconds
 
     def _timed_call(self) -> Callable[[], Any]:
         """What is timed: the backend's call, on CUDA with copies or as a graph where the setting says so."""
@@ -139,6 +195,12 @@ class Contestant:
         """``x`` on the device, as the backend takes it."""
         dtype = self._setting.torch_dtype if self._backend.casts_model else x.dtype
         return x.to(self._setting.device, dtype)
+
+
+def _resources() -> NDArray[np.float64]:
+    """The time, and what this process has used: processor seconds, those in the kernel, page faults."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return np.array([time.perf_counter(), used.ru_utime + used.ru_stime, used.ru_stime, used.ru_minflt])
 
 
 def _memory(field: str) -> int | None:

@@ -13,7 +13,9 @@ from fastgraph.bench.nursery import START_LIMIT_S, Nursery, last_line
 
 
 class WorkerFailed(Exception):
-    """A worker raised, crashed, or gave no answer in time; the message says which."""
+    """A worker raised, crashed, or gave no answer in time; the message says which. ``status`` is its row's."""
+
+    status = "failed"
 
 
 class Worker:
@@ -44,7 +46,7 @@ class Worker:
             self.pid = self._nursery.fork(self._there, self._said)
             self._there.close()
             self._connection.send(self._made_by)
-            self._answer(limit_s)
+            self.answer(limit_s)
         except WorkerFailed as failure:
             self._reason = str(failure)
             raise
@@ -59,6 +61,11 @@ class Worker:
             WorkerFailed: the method raised (the worker lives on), the process ended, or ``limit_s`` went by (it is
                 ended then).
         """
+        self.begin(method, *arguments)
+        return self.answer(limit_s)
+
+    def begin(self, method: str, *arguments: Any) -> None:
+        """Asks without waiting, so that several may work at once; ``answer`` has to follow. Raises WorkerFailed."""
         self.start()
         if self._reason is not None:
             raise WorkerFailed(self._reason)
@@ -67,7 +74,6 @@ class Worker:
             self._connection.send((method, arguments))
         except OSError:
             self._gone()
-        return self._answer(limit_s)
 
     def close(self) -> None:
         """Ends the process."""
@@ -78,8 +84,8 @@ class Worker:
         self._said.close()
         self._reason = self._reason or "its process was closed"
 
-    def _answer(self, limit_s: float) -> Any:
-        """Waits for one answer, then stops the process."""
+    def answer(self, limit_s: float) -> Any:
+        """Waits for one answer, then stops the process. Raises WorkerFailed."""
         try:
             if not self._connection.poll(limit_s):
                 self._signal(signal.SIGKILL)

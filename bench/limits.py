@@ -16,12 +16,18 @@ class Limit:
     ``binding`` is the largest of three times that a call cannot be shorter than: "compute" (its operations at the
     ceiling), "memory" (its bytes, from ``level``: the smallest of L2, L3 and memory that holds them) and "launch" (one
     call of the smallest operator). ``floor_s`` is that time, ``share`` floor over measured, 0..1.
+
+    What fits L1 is read in less than a launch takes, so L1 never binds.
     """
 
     binding: str
     level: str
     floor_s: float
     share: float
+
+    def __str__(self) -> str:
+        """The share, and what binds by name: "49% L2", "96% compute"."""
+        return f"{self.share:.0%} {self.level if self.binding == 'memory' else self.binding}"
 
 
 def limit(

@@ -8,40 +8,29 @@ from typing import Any
 from fastgraph.bench.machine import machine_lines
 from fastgraph.bench.report import Report
 from fastgraph.bench.sides import SIDES, side_by_side
-from fastgraph.bench.summary import SUMMARY, summaries, verdict
-from fastgraph.bench.table import MODELLED, caption, modelled_cells, note, title
+from fastgraph.bench.summary import glance, remarks, summaries
+from fastgraph.bench.table import COLUMNS, MODELLED, caption, cells, columns, modelled_cells, note, title
 from fastgraph.bench.text import duration
 
-HEAD = ("backend", "median", "IQR", "p90", "p99", "samples/s", "x eager", "of limit", "max error", "accuracy", "note")
+ALWAYS = ("p90", "p99", "calls", "accuracy", "note")  # whatever the mode shows beside
 
 
 def markdown(report: Report) -> str:
     """The whole report."""
     parts = ["# fastgraph bench", "  \n".join(machine_lines(report.machine))]
-    parts.append(f"{report.date}, mode {report.plan.mode}: `{report.command}`")
+    parts.append(f"{report.date}, {report.plan}: `{report.command}`")
+    parts += [f"Not measured: {one}." for one in report.absent]
     if not report.complete:
         parts.append("**The run was stopped before its end.**")
     if found := summaries(report.cases):
-        parts += ["## At a glance", _table(SUMMARY, [one.cells() for one in found]), verdict(found)]
+        parts += ["## At a glance", _table(*glance(found)), "  \n".join(remarks(found))]
+    head = ("backend", *dict.fromkeys([*columns(report.plan), *ALWAYS]))
     for case in report.cases:
         rows = []
         for row in case.rows:
-            timing = row.timing
-            cells = (
-                row.backend,
-                duration(timing.median_s if timing else None),
-                duration(timing.iqr_s if timing else None),
-                duration(timing.p90_s if timing else None),
-                duration(timing.p99_s if timing else None),
-                f"{row.samples_per_s:,.0f}" if row.samples_per_s else "-",
-                f"{row.ratio_to_eager:.2f}" if row.ratio_to_eager else "-",
-                f"{row.limit.share:.0%} {row.limit.binding}" if row.limit else "-",
-                "-" if row.max_error is None else f"{row.max_error:.1e}",
-                "-" if row.accuracy is None else f"{row.accuracy:.2%}",
-                note(row),
-            )
-            rows.append(cells)
-        parts += [f"## {title(case)}", _table(HEAD, rows)]
+            figures = dict(zip(COLUMNS, cells(row), strict=True)) | {"backend": row.backend, "note": note(row)}
+            rows.append([figures[name] for name in head])
+        parts += [f"## {title(case)}", _table(head, rows)]
         if text := caption(case):
             parts.append(text)
     if sides := side_by_side(report.cases):

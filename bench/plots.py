@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from fastgraph.bench.backends import BACKENDS, BASELINE
 from fastgraph.bench.session import CaseReport, Row
 from fastgraph.bench.summary import OURS_NAME, summaries, timed_cases
+from fastgraph.bench.table import option
 from fastgraph.bench.text import duration, rate
 
 BASELINE_NAME = BACKENDS[BASELINE].name
@@ -22,7 +23,8 @@ BASELINE_NAME = BACKENDS[BASELINE].name
 COLOURS = ("#8b949e", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#b07aa1", "#e69f00", "#d55e00", "#b8860b", "#7f7f00")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "pentagon", "star", "hexagon", "x")
 STYLE = {name.name: (COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]) for i, name in enumerate(BACKENDS.values())}
-HEIGHT = 520
+HEIGHT = 420
+DASHES = {"L2": "dot", "L3": "dash", "memory": "solid"}
 
 
 def latency(cases: Sequence[CaseReport]) -> go.Figure:
@@ -44,7 +46,7 @@ def glance(cases: Sequence[CaseReport]) -> go.Figure:
     }
     for name in _backends(cases):
         rows = [(label, case.row(name)) for label, case in labels.items()]
-        points = [(label, row.ratio_to_eager) for label, row in rows if row and row.ratio_to_eager]
+        points = [(label, row.ratio_to_eager.value) for label, row in rows if row and row.ratio_to_eager]
         colour, symbol = STYLE[name]
         figure.add_scatter(
             x=[ratio for _, ratio in points],
@@ -56,34 +58,60 @@ def glance(cases: Sequence[CaseReport]) -> go.Figure:
         )  # fmt: skip
     figure.add_vline(x=1, line_dash="dash", line_color="#8b949e")
     _lay_out(figure, "x eager", "")
-    ticks = [step * 10.0**power for power in range(-3, 5) for step in (1, 3)]  # few enough for a phone
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    figure.update_xaxes(type="log", **_steps())
     figure.update_yaxes(autorange="reversed", showline=False, gridcolor="#d1d9e0")
-    figure.update_layout(height=260 + 44 * len(labels), legend_y=-60 / (44 * len(labels)))
+    figure.update_layout(height=90 + 44 * len(labels))
     return figure
 
 
 def speedup(cases: Sequence[CaseReport]) -> go.Figure:
-    """How many times as fast as eager, a group of bars for each batch, with eager's own line at 1."""
+    """How many times as fast as eager, logarithmic, a group of bars for each batch.
+
+    Bars begin at eager's own line, to the right faster, to the left slower; the figures stand at their other ends.
+    """
     figure = go.Figure()
     labels = [f"batch {case.batch}" for case in cases]
+    ratios: list[float] = []
     for name in _backends(cases):
         if name == BASELINE_NAME:
             continue
         rows = [case.row(name) for case in cases]
-        ratios = [row.ratio_to_eager if row else None for row in rows]
-        texts = [f"{ratio:.2f}" if ratio else "" for ratio in ratios]
+        values = [row.ratio_to_eager.value if row and row.ratio_to_eager else None for row in rows]
+        ratios += [value for value in values if value]
         figure.add_bar(
-            y=labels, x=ratios, name=name, orientation="h", text=texts, marker_color=STYLE[name][0],
-            constraintext="none", textfont_size=10,
-            hovertemplate="%{y}, " + name + ": %{x:.2f} times as fast as eager<extra></extra>",
+            y=labels, x=[value and value - 1 for value in values], base=1, name=name, orientation="h",
+            text=[f"{value:.2f}" if value else "" for value in values], textposition="outside", textfont_size=11,
+            marker_color=STYLE[name][0], constraintext="none", cliponaxis=False, customdata=values,
+            hovertemplate="%{y}, " + name + ": %{customdata:.2f} times as fast as eager<extra></extra>",
         )  # fmt: skip
-    figure.add_vline(x=1, line_dash="dash", line_color="#8b949e")
-    figure.add_annotation(x=1, y=1, yref="paper", yanchor="bottom", text="eager = 1", showarrow=False)
+    figure.add_vline(x=1, line_color="#8b949e")
     _lay_out(figure, "times as fast as eager", "")
-    bars = sum(trace.type == "bar" for trace in figure.data) * len(cases)
-    figure.update_layout(barmode="group", height=max(HEIGHT, 130 + 22 * bars), legend_traceorder="reversed")
+    low, high = min([1.0, *ratios]), max([1.0, *ratios])
+    room = 0.16 * math.log10(high / low) + 0.04  # for the figures at both ends
+    figure.update_xaxes(
+        type="log", range=[math.log10(low) - (room if low < 1 else 0.02), math.log10(high) + room], **_steps()
+    )
+    bars = len(figure.data) * len(cases)
+    figure.update_layout(barmode="group", bargap=0.15, height=110 + 20 * bars)
     figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def total(case: CaseReport) -> go.Figure:
+    """Calls a second of all processes together, a bar for each backend."""
+    rows = [row for row in case.rows if row.timing]
+    names = [option(row.backend) for row in rows]
+    rates = [row.timing.calls_per_s for row in rows if row.timing]
+    figure = go.Figure()
+    figure.add_bar(
+        y=names, x=rates, orientation="h", marker_color=[STYLE[row.backend][0] for row in rows],
+        text=[f"{value:,.0f}" for value in rates], textposition="outside", cliponaxis=False,
+        hovertemplate="%{y}: %{text} calls a second<extra></extra>",
+    )  # fmt: skip
+    _lay_out(figure, "calls a second, all processes together", "")
+    figure.update_xaxes(range=[0, 1.18 * max(rates, default=1.0)], nticks=5)
+    figure.update_yaxes(autorange="reversed", ticksuffix=" ")
+    figure.update_layout(height=90 + 30 * len(rows))
     return figure
 
 
@@ -94,14 +122,22 @@ def roofline(cases: Sequence[CaseReport]) -> go.Figure:
     low, high = min(intensities) / 4, max(intensities) * 4
     ceilings = median_ceilings(cases)
     compute = "bf16" if "bf16" in ceilings else "fma"
-    for name in ("L2", "L3", "memory"):
+    for name in DASHES:
         if name in ceilings and compute in ceilings:
             ridge = min(max(ceilings[compute] / ceilings[name], low), high)
             xs = [low, ridge, high]
             ys = [min(ceilings[compute], x * ceilings[name]) / 1e9 for x in xs]
             label = f"{compute} {ceilings[compute] / 1e9:.0f} GFLOP/s, {name} {ceilings[name] / 1e9:.0f} GB/s"
-            dash = {"L2": "dot", "L3": "dash", "memory": "solid"}[name]
-            figure.add_scatter(x=xs, y=ys, mode="lines", name=label, line={"color": "#8b949e", "dash": dash})
+            figure.add_scatter(
+                x=xs, y=ys, mode="lines+text", name=label, line={"color": "#8b949e", "dash": DASHES[name]},
+                text=[f"{name} {ceilings[name] / 1e9:.0f} GB/s", "", ""], textposition="bottom right",
+            )  # fmt: skip
+    if compute in ceilings:
+        roof = ceilings[compute] / 1e9
+        figure.add_scatter(
+            x=[high], y=[roof], mode="text", text=[f"{compute} {roof:.0f} GFLOP/s"], textposition="top left",
+            hoverinfo="skip",
+        )  # fmt: skip
     for name in _backends(cases):
         points = [(c.case, c.work, row.timing) for c in cases if c.work and (row := c.row(name)) and row.timing]
         figure.add_scatter(
@@ -112,7 +148,6 @@ def roofline(cases: Sequence[CaseReport]) -> go.Figure:
             marker={"size": 11 if name == OURS_NAME else 8, "color": STYLE[name][0], "symbol": STYLE[name][1]},
         )  # fmt: skip
     _lay_out(figure, "operations a byte", "GFLOP/s")
-    figure.update_layout(height=HEIGHT + 130)
     figure.update_xaxes(type="log")
     figure.update_yaxes(type="log")
     return figure
@@ -172,8 +207,14 @@ def median_ceilings(cases: Sequence[CaseReport]) -> dict[str, float]:
     return {name: median(v for case in cases for v in case.ceilings.get(name, ())) for name in names}
 
 
+def _steps() -> dict[str, list[float] | list[str]]:
+    """1, 3, 10, .. on a logarithmic axis: few enough for a phone."""
+    ticks = [step * 10.0**power for power in range(-3, 5) for step in (1, 3)]
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
 def _lay_out(figure: go.Figure, x: str, y: str) -> None:
-    """What all plots share; the legend below, so that a phone has the whole width for the plot."""
+    """What all plots share; the page has one legend for all of them."""
     figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
@@ -181,7 +222,7 @@ def _lay_out(figure: go.Figure, x: str, y: str) -> None:
         height=HEIGHT,
         margin={"l": 10, "r": 10, "t": 24, "b": 10},
         font={"family": "system-ui, sans-serif", "size": 12},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.25, "x": 0},
+        showlegend=False,
     )
     figure.update_xaxes(title=x, title_standoff=6, tickangle=0, automargin=True, showline=True)
     figure.update_yaxes(title=y, automargin=True, showline=True)

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from fastgraph.bench.backends import Setting
+from fastgraph.bench.contestant import Usage
 from fastgraph.bench.limits import Limit
 from fastgraph.bench.measure import Plan, Timing
+from fastgraph.bench.ratio import Ratio
 from fastgraph.bench.session import CaseReport, Row
 from fastgraph.bench.text import finite
 from fastgraph.bench.work import Work
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of ``report.json``; ``bench/report.schema.json`` describes it. It grows when old readers would misread it."""
+
+
+RATIOS = ("ratio_to_peer", "ratio_to_eager")
 
 
 class ReportError(Exception):
@@ -28,7 +33,8 @@ class Report:
     """What one run measured: the cases, the machine, and the command that repeats it.
 
     ``modelled`` holds the modelled floors on a GPU (``bench.roofline``), which are no measurements; empty without
-    ``--model-gpu``. ``complete`` is False where the run was stopped before its end.
+    ``--model-gpu``. ``complete`` is False where the run was stopped before its end. ``absent``: backends that were
+    asked for and are not installed, with the pip line.
     """
 
     command: str
@@ -38,6 +44,7 @@ class Report:
     cases: tuple[CaseReport, ...]
     modelled: tuple[dict[str, Any], ...] = ()
     complete: bool = True
+    absent: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """The tidy table: one flat dictionary for each case and backend, ready for ``pandas.DataFrame``."""
@@ -65,7 +72,11 @@ class Report:
         try:
             cases = tuple(_case(case) for case in content.pop("cases"))
             plan = Plan(**content.pop("plan"))
-            return cls(**content | {"plan": plan, "cases": cases, "modelled": tuple(content["modelled"])})
+            return cls(
+                **content
+                | {"plan": plan, "cases": cases, "modelled": tuple(content["modelled"])}
+                | {"absent": tuple(content["absent"])}
+            )
         except (KeyError, TypeError) as error:
             raise ReportError(f"it is no complete report: {error}") from error
 
@@ -95,16 +106,22 @@ def settings(cases: Sequence[CaseReport]) -> list[Setting]:
 
 def _flat(case: CaseReport, row: Row) -> dict[str, Any]:
     """One row of the tidy table."""
-    timing, limit = row.timing, row.limit
+    timing, limit, apart = row.timing, row.limit, ("timing", "limit", "usage", *RATIOS)
     return {
         "model": case.model,
         "batch": case.batch,
         **asdict(case.setting),
-        **{f.name: getattr(row, f.name) for f in fields(Row) if f.name not in ("timing", "limit")},
-        **{f.name: getattr(timing, f.name, None) for f in fields(Timing) if f.name != "round_medians_s"},
+        **{f.name: getattr(row, f.name) for f in fields(Row) if f.name not in apart},
+        **{f.name: getattr(timing, f.name, None) for f in fields(Timing) if not f.name.startswith("round_")},
+        **{name: ratio.value if (ratio := getattr(row, name)) else None for name in RATIOS},
+        **{f"{name}_low": ratio.low if (ratio := getattr(row, name)) else None for name in RATIOS},
+        **{f"{name}_high": ratio.high if (ratio := getattr(row, name)) else None for name in RATIOS},
+        **{f.name: getattr(row.usage, f.name, None) for f in fields(Usage)},
+        "calls_per_s": timing.calls_per_s if timing else None,
         "flops": case.work.flops if case.work else None,
         "bytes": case.work.bytes if case.work else None,
         "binding": limit.binding if limit else None,
+        "level": limit.level if limit else None,
         "share_of_ceiling": limit.share if limit else None,
         "others": case.others,
     }
@@ -126,7 +143,10 @@ def _case(content: dict[str, Any]) -> CaseReport:
 
 def _row(content: dict[str, Any]) -> Row:
     """A row read back."""
-    timing, limit = content["timing"], content["limit"]
+    timing = content["timing"]
     if timing is not None:
-        timing = Timing(**timing | {"round_medians_s": tuple(timing["round_medians_s"])})
-    return Row(**content | {"timing": timing, "limit": Limit(**limit) if limit else None})
+        rounds = {name: tuple(timing[name]) for name in ("round_medians_s", "round_calls_per_s")}
+        timing = Timing(**timing | rounds)
+    kinds = {"limit": Limit, "usage": Usage} | dict.fromkeys(RATIOS, Ratio)
+    read = {name: kind(**content[name]) if content[name] else None for name, kind in kinds.items()}
+    return Row(**content | read | {"timing": timing})

@@ -11,15 +11,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fastgraph.bench import roofline
-from fastgraph.bench.backends import Setting
+from fastgraph.bench.backends import BACKENDS, Setting
 from fastgraph.bench.cases import Case
 from fastgraph.bench.measure import Plan
 from fastgraph.bench.report import Report
 from fastgraph.bench.session import CaseReport, CeilingBlocks, session
 from fastgraph.bench.table import table
+
+WHOLE_RUN_S = 3600.0  # the time that is left follows from all that has been done
 
 
 def ceilings(setting: Setting) -> CeilingBlocks:
@@ -32,6 +35,7 @@ class Run:
     """What to measure: all ``cases`` with all ``backends`` (option names) at each setting.
 
     ``left_out`` names, by case, backends that are not measured there, each with the reason that the report gives.
+    ``absent`` names those that are not installed, with the pip line.
     """
 
     cases: tuple[Case, ...]
@@ -41,6 +45,14 @@ class Run:
     command: str
     model_gpu: str | None = None
     left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+
+
+def installed(backends: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Those of the backends (option names) that can be imported here, and a sentence for each of the others."""
+    missing = {name: BACKENDS[name].missing() for name in backends}
+    here = [name for name, said in missing.items() if said is None]
+    return here, tuple(said for said in missing.values() if said is not None)
 
 
 def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
@@ -50,17 +62,17 @@ def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
     try:
         with _nothing_compiled(), _progress(console, len(run.settings) * len(run.cases)) as tell:
             for setting in run.settings:
-                with session(run.backends, setting) as running:
+                with session(run.backends, setting, run.plan.processes) as running:
                     for case in run.cases:
                         out = run.left_out.get(case.name, {})
                         done.append(running.run(case, run.plan, ceilings(setting), progress=tell, left_out=out))
                         tell.advance()
-                        console.print(table(done[-1], console.width), new_line_start=True)
+                        console.print(table(done[-1], console.width, run.plan))
     except KeyboardInterrupt:
         complete = False
         console.print("stopped: the report has what was measured until now")
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return Report(run.command, date, about, run.plan, tuple(done), _modelled(run), complete)
+    return Report(run.command, date, about, run.plan, tuple(done), _modelled(run), complete, run.absent)
 
 
 def _modelled(run: Run) -> tuple[dict[str, Any], ...]:
@@ -75,22 +87,26 @@ def _modelled(run: Run) -> tuple[dict[str, Any], ...]:
 
 
 class Tell:
-    """Tells what is being done: a bar on a terminal, otherwise a line each."""
+    """Tells what is being done: a bar with the time that is left on a terminal, otherwise a line for each thing."""
 
     def __init__(self, console: Console, total: int, bar: Progress | None) -> None:
         self._console, self._bar = console, bar
         self._task = bar.add_task("starting", total=total) if bar else None
+        self._cases, self._said = 0, ""
 
-    def __call__(self, text: str) -> None:
+    def __call__(self, text: str, share: float) -> None:
+        """Tells that ``text`` is being done, and which share of the case has been, 0..1."""
         if self._bar and self._task is not None:
-            self._bar.update(self._task, description=text)
-        else:
+            self._bar.update(self._task, description=text, completed=self._cases + share)
+        elif text != self._said:
             self._console.print(f"... {text}", soft_wrap=True)
+        self._said = text
 
     def advance(self) -> None:
         """One case is done."""
+        self._cases += 1
         if self._bar and self._task is not None:
-            self._bar.advance(self._task)
+            self._bar.update(self._task, completed=self._cases)
 
 
 @contextmanager
@@ -99,8 +115,9 @@ def _progress(console: Console, total: int) -> Iterator[Tell]:
     if not console.is_terminal:
         yield Tell(console, total, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    text = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = (text, BarColumn(20), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=WHOLE_RUN_S) as bar:
         yield Tell(console, total, bar)
 
 

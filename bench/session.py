@@ -15,41 +15,43 @@ from types import MappingProxyType
 import torch
 
 from fastgraph.bench.backends import BACKENDS, BASELINE, Backend, Setting
+from fastgraph.bench.blocks import BLOCK_LIMIT_S, Block, samples_per_s, timer
 from fastgraph.bench.cases import Case
 from fastgraph.bench.ceilings import MIB, Ceilings, cache_bytes
 from fastgraph.bench.check import Reference, complaint, mean_error, reference
-from fastgraph.bench.contestant import Contestant, Ready
+from fastgraph.bench.contestant import Contestant, Ready, Usage
 from fastgraph.bench.crew import Worker, WorkerFailed
 from fastgraph.bench.limits import Limit, limit
 from fastgraph.bench.measure import (
     MIN_ROUNDS,
     Plan,
-    Seconds,
     Timing,
     affordable_rounds,
-    block_calls,
-    block_limit_s,
     interleave,
     summarize,
 )
 from fastgraph.bench.measure import WarmUp as Warm
 from fastgraph.bench.neighbours import processors
 from fastgraph.bench.nursery import Nursery
+from fastgraph.bench.ratio import Ratio, speed_ratio
 from fastgraph.bench.work import Work, work_of
 from fastgraph.verify import error
 
 PREPARE_LIMIT_S = 300.0  # max-autotune on two cores takes up to a minute
-BLOCK_LIMIT_S = 60.0  # on top of twenty times what the block should take
-Progress = Callable[[str], None]
+PREPARING = 0.6  # of a case's time, about: compilers and all
+Progress = Callable[[str, float], None]
+"""What is being done, and the share of the case that is done, 0..1."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One backend in one case. ``status`` is "ok", "wrong", "failed", "not possible" or "left out".
+    """One backend in one case. ``status`` is "ok", "wrong", "failed", "not possible", "left out" or
+    "overloaded" (queries came faster than it answers).
 
     Times are in seconds. ``reason`` says why there is no timing; ``where`` names the device and the provider or
     instruction set that really ran. ``prepare_s`` is None where an earlier batch size's preparation serves.
-    ``peak_bytes`` is by how much the process had grown at most while it was timed.
+    ``peak_bytes`` is by how much the process had grown at most while it was timed. ``samples_per_s`` is None where
+    calls are not made as fast as possible. ``ratio_to_peer``: to the fastest that is not ours.
     """
 
     backend: str
@@ -65,7 +67,9 @@ class Row:
     peak_bytes: int | None = None
     timing: Timing | None = None
     samples_per_s: float | None = None
-    ratio_to_eager: float | None = None
+    ratio_to_eager: Ratio | None = None
+    ratio_to_peer: Ratio | None = None
+    usage: Usage | None = None
     limit: Limit | None = None
 
 
@@ -102,9 +106,11 @@ class CeilingBlocks:
 
 
 class Session:
-    """The workers of one setting, one a backend, and one for the ceilings."""
+    """The workers of one setting: one a backend, with ``processes - 1`` fellows, and one for the ceilings."""
 
-    def __init__(self, backends: Mapping[str, type[Backend]], setting: Setting, stack: ExitStack) -> None:
+    def __init__(
+        self, backends: Mapping[str, type[Backend]], setting: Setting, stack: ExitStack, processes: int = 1
+    ) -> None:
         self.setting, self.backends, self._stack = setting, backends, stack
         self._refusals = {name: one().refusal(setting) for name, one in backends.items()}
         self._nursery = Nursery(setting.threads)
@@ -113,6 +119,10 @@ class Session:
             name: self._start(Contestant, one, setting)
             for name, one in backends.items()
             if self._refusals[name] is None
+        }
+        self._fellows = {
+            name: [self._start(Contestant, backends[name], setting) for _ in range(processes - 1)]
+            for name in self._workers
         }
         self._ceilings: Worker | None = None  # started when ceilings are first asked for
 
@@ -127,7 +137,7 @@ class Session:
         plan: Plan,
         ceilings: CeilingBlocks | None = None,
         contender_ratio: float | None = None,
-        progress: Progress = lambda text: None,
+        progress: Progress = lambda text, share: None,
         left_out: Mapping[str, str] = MappingProxyType({}),
     ) -> CaseReport:
         """Measures one case, without the backends that are ``left_out``, which are listed with the reason given.
@@ -135,28 +145,29 @@ class Session:
         A backend that is slower than the fastest by more than ``contender_ratio`` takes part in the first three rounds
         only; None gives everybody all rounds.
         """
-        progress(f"{case.name}: reference")
+        progress(f"{case.name}: reference", 0.0)
         built = case.build()
         truth, work = reference(built, self.setting), work_of(built, self.setting)
         rows = {}
-        for name, backend in self.backends.items():
+        for turn, (name, backend) in enumerate(self.backends.items()):
             if name in left_out:
                 rows[name] = Row(backend.name, "left out", left_out[name])
                 continue
-            progress(f"{case.name}: {backend.name}")
+            progress(f"{case.name}: {name}", PREPARING * turn / len(self.backends))
             rows[name] = self._prepared(name, case, truth)
         ready = [name for name, row in rows.items() if row.status == "ok"]
         warm: dict[str, Warm] = {}
         for name in ready:
             try:
-                warm[name] = self._workers[name].ask("warm_up", plan, limit_s=BLOCK_LIMIT_S + 20 * plan.warm_up_s)
+                for worker in (*self._fellows[name], self._workers[name]):
+                    warm[name] = worker.ask("warm_up", plan, limit_s=BLOCK_LIMIT_S + 20 * plan.warm_up_s)
             except WorkerFailed as failure:
                 rows[name] = replace(rows[name], status="failed", reason=str(failure))
-        progress(f"{case.name}: rounds")
+        in_rounds = lambda share: progress(f"{case.name}: rounds", PREPARING + (1 - PREPARING) * share)  # noqa: E731
         before = processors(self._pids())
-        found = self._rounds(rows, warm, plan, ceilings, work.weight_bytes if work else 0, contender_ratio)
+        found = self._rounds(rows, warm, plan, ceilings, work.weight_bytes if work else 0, contender_ratio, in_rounds)
         after = processors(self._pids())
-        self._add_timings(rows, warm, found[0], case.batch, plan.mode)
+        self._add_timings(rows, warm, found[0], case.batch, plan)
         if work is not None:
             self._add_limits(rows, work, found[1])
         return CaseReport(
@@ -175,7 +186,8 @@ class Session:
 
     def _pids(self) -> list[int]:
         """The processes of this session."""
-        workers = [*self._workers.values(), *([self._ceilings] if self._ceilings else [])]
+        fellows = [worker for workers in self._fellows.values() for worker in workers]
+        workers = [*self._workers.values(), *fellows, *([self._ceilings] if self._ceilings else [])]
         return [os.getpid(), *(worker.pid for worker in workers if worker.pid is not None)]
 
     def call(self, name: str, method: str, *arguments: object) -> object:
@@ -189,6 +201,8 @@ class Session:
             return replace(row, status="not possible", reason=self._refusals[name])
         worker = self._workers[name]
         try:
+            for fellow in self._fellows[name]:
+                fellow.ask("prepare", case, limit_s=PREPARE_LIMIT_S)
             ready: Ready = worker.ask("prepare", case, limit_s=PREPARE_LIMIT_S)
             row = replace(row, where=ready.where, prepare_s=ready.prepare_s, first_call_s=ready.first_call_s)
             output = torch.from_numpy(ready.output)
@@ -209,81 +223,96 @@ class Session:
         ceilings: CeilingBlocks | None,
         weight_bytes: int,
         contender_ratio: float | None,
-    ) -> tuple[dict[str, list[Seconds]], dict[str, tuple[float, ...]]]:
-        """The seconds of each call by backend and round, and the ceilings by name and round."""
+        progress: Callable[[float], None],
+    ) -> tuple[dict[str, list[Block]], dict[str, tuple[float, ...]]]:
+        """The blocks by backend and round, and the ceilings by name and round."""
         if not warm:
             return {}, {}
         limit = min(one.call_s for one in warm.values()) * (contender_ratio or float("inf"))
         short = {name for name, one in warm.items() if one.call_s > limit}
-        others_s = len(ceilings.names) * ceilings.seconds if ceilings and self.setting.device == "cpu" else 0.0
+        if not plan.tight or self.setting.device != "cpu":
+            ceilings = None  # they are those of calls without rest on the CPU
+        others_s = len(ceilings.names) * ceilings.seconds if ceilings else 0.0
         rounds = affordable_rounds(plan, [one.call_s for name, one in warm.items() if name not in short], others_s)
-        counts = {name: block_calls(plan, one.call_s, rounds) for name, one in warm.items()}
+        timers = {
+            name: timer([self._workers[name], *self._fellows[name]], plan, one.call_s, rounds)
+            for name, one in warm.items()
+        }
 
-        def one_block(name: str, turn: int) -> Seconds | None:
+        def one_block(name: str, turn: int) -> Block | None:
+            progress(turn / rounds)
             if rows[name].status != "ok" or (name in short and turn >= MIN_ROUNDS):
                 return None
             try:
-                expected = counts[name] * warm[name].call_s
-                wanted = (counts[name], block_limit_s(plan))
-                return self._workers[name].ask("block", *wanted, limit_s=BLOCK_LIMIT_S + 20 * expected)
+                return timers[name](turn)
             except WorkerFailed as failure:
-                rows[name] = replace(rows[name], status="failed", reason=str(failure))
+                rows[name] = replace(rows[name], status=failure.status, reason=str(failure))
                 return None
 
-        if ceilings is not None and self.setting.device == "cpu" and self._ceilings is None:
+        rates: list[dict[str, float]] = []
+        blocks: dict[str, Callable[[int], Block | None]] = {name: partial(one_block, name) for name in warm}
+        if ceilings is not None:
+            blocks["ceilings"] = self._ceiling_block(ceilings, weight_bytes, rates)
+        samples = interleave(blocks, rounds)
+        samples.pop("ceilings", None)
+        names = [name for name in (ceilings.names if ceilings else ()) if rates and all(name in r for r in rates)]
+        return samples, {name: tuple(r[name] for r in rates) for name in names}
+
+    def _ceiling_block(
+        self, ceilings: CeilingBlocks, weight_bytes: int, rates: list[dict[str, float]]
+    ) -> Callable[[int], None]:
+        """What adds one round's ceilings to ``rates``."""
+        if self._ceilings is None:
             self._ceilings = self._start(Ceilings, self.setting.threads)
         worker = self._ceilings
-        ceilings = ceilings if worker else None  # they are the CPU's
-        rates: list[dict[str, float]] = []
 
         def one_ceiling(turn: int) -> None:
-            assert ceilings is not None
-            assert worker is not None
             try:
                 wanted = (ceilings.names, ceilings.seconds, weight_bytes)
                 rates.append(worker.ask("block", *wanted, limit_s=BLOCK_LIMIT_S))
             except WorkerFailed:
                 rates.append({})  # the report says that there are none
 
-        blocks: dict[str, Callable[[int], Seconds | None]] = {name: partial(one_block, name) for name in warm}
-        if ceilings is not None:
-            blocks["ceilings"] = one_ceiling
-        samples = interleave(blocks, rounds)
-        samples.pop("ceilings", None)
-        names = [name for name in (ceilings.names if ceilings else ()) if rates and all(name in r for r in rates)]
-        return samples, {name: tuple(r[name] for r in rates) for name in names}
+        return one_ceiling
 
     def _add_timings(
-        self,
-        rows: dict[str, Row],
-        warm: Mapping[str, Warm],
-        samples: Mapping[str, list[Seconds]],
-        batch: int,
-        mode: str,
+        self, rows: dict[str, Row], warm: Mapping[str, Warm], samples: Mapping[str, list[Block]], batch: int, plan: Plan
     ) -> None:
-        """Puts statistics into the rows of the backends that came through; offline counts all samples in all time."""
-        timings = {name: summarize(s) for name, s in samples.items() if s and rows[name].status == "ok"}
+        """Puts statistics into the rows of the backends that came through."""
+        timings = {
+            name: summarize([one.seconds for one in blocks], [one.calls_per_s for one in blocks if one.calls_per_s])
+            for name, blocks in samples.items()
+            if blocks and rows[name].status == "ok"
+        }
+        peers = {name: timing for name, timing in timings.items() if not self.backends[name].ours}
         baseline = timings.get(BASELINE)
+        best = max(peers.values(), key=lambda timing: timing.calls_per_s) if peers else None
         for name, timing in timings.items():
+            worker = self._workers[name]
             rows[name] = replace(
                 rows[name],
                 warmed_up=warm[name].stable,
-                peak_bytes=self._workers[name].ask("peak_memory", limit_s=BLOCK_LIMIT_S),
+                peak_bytes=worker.ask("peak_memory", limit_s=BLOCK_LIMIT_S),
+                usage=worker.ask("usage", limit_s=BLOCK_LIMIT_S),
                 timing=timing,
-                samples_per_s=batch / (timing.mean_s if mode == "offline" else timing.median_s),
-                ratio_to_eager=baseline.median_s / timing.median_s if baseline else None,
+                samples_per_s=samples_per_s(timing, batch, plan),
+                ratio_to_eager=speed_ratio(timing, baseline) if baseline else None,
+                ratio_to_peer=speed_ratio(timing, best) if best else None,
             )
 
     def _add_limits(self, rows: dict[str, Row], work: Work, ceilings: Mapping[str, tuple[float, ...]]) -> None:
         """Puts into the rows how far they are from the machine's limit."""
-        caches = {"L2": self.setting.threads * cache_bytes(2, MIB), "L3": cache_bytes(3, 32 * MIB)}
+        caches = {
+            "L2": self.setting.threads * cache_bytes(2, MIB),
+            "L3": cache_bytes(3, 32 * MIB),
+        }
         for name, row in rows.items():
-            if row.timing is not None:
-                rows[name] = replace(row, limit=limit(row.timing.round_medians_s, work, ceilings, caches))
+            if row.timing is not None and ceilings:
+                rows[name] = replace(row, limit=limit(row.timing.round_costs_s, work, ceilings, caches))
 
 
 @contextmanager
-def session(names: Sequence[str], setting: Setting) -> Iterator[Session]:
+def session(names: Sequence[str], setting: Setting, processes: int = 1) -> Iterator[Session]:
     """The session of the backends with these option names; its workers end with the context."""
     with ExitStack() as stack:
-        yield Session({name: BACKENDS[name] for name in names}, setting, stack)
+        yield Session({name: BACKENDS[name] for name in names}, setting, stack, processes)

@@ -6,11 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastgraph.bench.backends import BACKENDS, BASELINE, OURS
+from fastgraph.bench.ratio import Ratio
 from fastgraph.bench.session import CaseReport, Row
 from fastgraph.bench.text import duration
 
-SUMMARY = ("case", "best peer", "its median", "fastgraph", "x eager", "x peer", "of limit")
+SUMMARY = ("case", "x peer", "best peer", "its median", "fastgraph", "samples/s", "x eager", "of limit")
 OURS_NAME, BASELINE_NAME = BACKENDS[OURS].name, BACKENDS[BASELINE].name
+OUR_NAMES = {backend.name for backend in BACKENDS.values() if backend.ours}
+MARK = "*"
+FAULTS = (
+    "eager takes new memory from the system in every call and pays its page faults: what they cost moves from run to "
+    "run, and this ratio with it."
+)
 
 
 @dataclass(frozen=True)
@@ -23,21 +30,28 @@ class Summary:
     ours: Row | None
 
     @property
-    def ratio(self) -> float | None:
+    def ratio(self) -> Ratio | None:
         """How many times as fast as the best peer ours is; below 1 we lose."""
-        return _ratio(self.peer, self.ours)
+        return self.ours.ratio_to_peer if self.ours else None
+
+    @property
+    def faults(self) -> bool:
+        """Whether eager's time is in good part that of page faults, which moves from run to run."""
+        return bool(self.eager and self.eager.usage and self.eager.usage.faults)
 
     def cells(self) -> tuple[str, ...]:
         """The figures in the order of ``SUMMARY``."""
-        limit = self.ours.limit if self.ours else None
+        samples = self.ours.samples_per_s if self.ours else None
+        to_eager = self.ours.ratio_to_eager if self.ours else None
         return (
             self.label,
+            str(self.ratio or "-"),
             self.peer.backend if self.peer else "-",
             _median(self.peer),
             _median(self.ours),
-            _times(_ratio(self.eager, self.ours)),
-            _times(self.ratio),
-            f"{limit.share:.0%} {limit.binding}" if limit else "-",
+            f"{samples:,.0f}" if samples else "-",
+            str(to_eager or "-") + (MARK if self.faults and to_eager else ""),
+            str((self.ours and self.ours.limit) or "-"),
         )
 
 
@@ -52,6 +66,13 @@ def summaries(cases: Sequence[CaseReport]) -> list[Summary]:
     return [_summary(label(case), case) for case in timed_cases(cases)]
 
 
+def glance(found: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of the table at a glance, without columns that have no figure in this kind of run."""
+    lines = [one.cells() for one in found]
+    shown = [i for i in range(len(SUMMARY)) if any(line[i] != "-" for line in lines)]
+    return [SUMMARY[i] for i in shown], [[line[i] for i in shown] for line in lines]
+
+
 def labels(cases: Sequence[CaseReport]) -> Callable[[CaseReport], str]:
     """What one of these cases is called: the setting is named where there are several."""
     several = len({case.setting for case in cases}) > 1
@@ -60,31 +81,33 @@ def labels(cases: Sequence[CaseReport]) -> Callable[[CaseReport], str]:
 
 def verdict(found: Sequence[Summary]) -> str:
     """One sentence: where ours is the fastest, and where it is not."""
-    compared = [one for one in found if one.ratio is not None]
-    lost = [f"{one.label} ({one.ratio:.2f})" for one in compared if (one.ratio or 0) < 1]
-    if not compared:
+    ratios = {one.label: one.ratio for one in found if one.ratio is not None}
+    if not ratios:
         return ""
-    won = f"fastgraph is ahead of the best peer in {len(compared) - len(lost)} of {len(compared)} cases"
-    return won + (f"; behind in {', '.join(lost)}." if lost else ".")
+    won = sum(ratio.low > 1 for ratio in ratios.values())
+    lost = [f"{label} ({ratio.value:.2f})" for label, ratio in ratios.items() if ratio.high < 1]
+    level = [f"{label} ({ratio.value:.2f})" for label, ratio in ratios.items() if ratio.low <= 1 <= ratio.high]
+    said = f"fastgraph is ahead of the best peer in {won} of {len(ratios)} cases"
+    said += f"; behind in {', '.join(lost)}" if lost else ""
+    return f"{said}{'; level, by the interval, in ' + ', '.join(level) if level else ''}."
+
+
+def remarks(found: Sequence[Summary]) -> list[str]:
+    """What has to be known beside the figures."""
+    said = [verdict(found), "In brackets the 95 % interval over the rounds."]
+    if any(one.faults for one in found):
+        said.append(f"{MARK} {FAULTS}")
+    return [one for one in said if one]
 
 
 def _summary(label: str, case: CaseReport) -> Summary:
-    timed = {row.backend: row.timing.median_s for row in case.rows if row.timing}
-    peers = [name for name in timed if OURS_NAME not in name]  # what holds our kernels is no peer
-    peer = min(peers, key=lambda name: timed[name], default="")
-    by_name = {row.backend: row for row in case.rows if row.timing}
-    return Summary(label, by_name.get(BASELINE_NAME), by_name.get(peer), by_name.get(OURS_NAME))
-
-
-def _ratio(slow: Row | None, fast: Row | None) -> float | None:
-    if slow is None or fast is None or slow.timing is None or fast.timing is None:
-        return None
-    return slow.timing.median_s / fast.timing.median_s
+    rows = {row.backend: row for row in case.rows if row.timing}
+    speeds = {name: row.timing.calls_per_s for name, row in rows.items() if row.timing and name not in OUR_NAMES}
+    peer = max(speeds, key=lambda name: speeds[name], default="")
+    return Summary(label, rows.get(BASELINE_NAME), rows.get(peer), rows.get(OURS_NAME))
 
 
 def _median(row: Row | None) -> str:
+    if row and row.timing and row.timing.round_calls_per_s:
+        return f"{row.timing.calls_per_s:,.0f}/s"
     return duration(row.timing.median_s if row and row.timing else None)
-
-
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}"

@@ -10,32 +10,46 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fastgraph.bench.backends import BACKENDS
+from fastgraph.bench.measure import DEFAULT, Plan
 from fastgraph.bench.session import CaseReport, Row
-from fastgraph.bench.summary import SUMMARY, Summary, verdict
+from fastgraph.bench.summary import Summary, glance, remarks
 from fastgraph.bench.text import duration, rate, size
 
 BUSY = 0.05  # of the processors' time: others that take more are noted
 NOISY = 0.1  # of the median: an IQR beyond it is noted
 COLUMNS = (
-    *("median", "IQR", "p90", "p99", "calls", "samples/s", "x eager", "of limit", "max error", "mean error"),
-    *("accuracy", "prepare", "first call", "memory"),
+    *("median", "x peer", "samples/s", "IQR", "p90", "p99", "calls", "calls/s", "cpu a call", "x eager", "of limit"),
+    *("max error", "mean error", "accuracy", "prepare", "first call", "memory"),
 )
 MODELLED = ("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor")
 
 # What fits a terminal of 120 columns, and one of 80; the files have all.
-SHOWN = ("median", "IQR", "p99", "samples/s", "x eager", "of limit", "max error", "first call")
-NARROW = ("median", "x eager", "of limit", "first call")
+SHOWN = ("median", "IQR", "p99", "samples/s", "x peer", "x eager", "of limit", "max error")
+NARROW = ("median", "samples/s", "x peer", "of limit")
+SHOWN_AT_ONCE = ("median", "p99", "calls/s", "samples/s", "x peer", "x eager", "max error")
+NARROW_AT_ONCE = ("median", "calls/s", "x peer")
+SHOWN_RESTING = ("median", "p90", "p99", "cpu a call", "x peer", "x eager", "max error")
+NARROW_RESTING = ("median", "p99", "cpu a call", "x peer")
 WIDE = 112
 OPTIONS = {backend.name: option for option, backend in BACKENDS.items()}
 
 
-def table(report: CaseReport, width: int = WIDE) -> Table:
+def columns(plan: Plan, wide: bool = True) -> tuple[str, ...]:
+    """What counts, by how calls come: in a loop, from several processes, or with rest in between."""
+    if plan.processes > 1:
+        return SHOWN_AT_ONCE if wide else NARROW_AT_ONCE
+    if plan.tight:
+        return SHOWN if wide else NARROW
+    return SHOWN_RESTING if wide else NARROW_RESTING
+
+
+def table(report: CaseReport, width: int = WIDE, plan: Plan = DEFAULT) -> Table:
     """The case as a table: one row a backend by the name that options take, those without a speed included.
 
     Notes are lines below.
     """
     notes = [f"{option(row.backend)}: {said}" for row in report.rows if (said := note(row))]
-    shown = SHOWN if width >= WIDE else NARROW
+    shown = columns(plan, width >= WIDE)
     made = _table(title(report), ("backend", *shown), ["backend"], "\n".join([caption(report), *notes]))
     for row in report.rows:
         figures = dict(zip(COLUMNS, cells(row), strict=True))
@@ -45,10 +59,13 @@ def table(report: CaseReport, width: int = WIDE) -> Table:
 
 def summary_table(found: Sequence[Summary], width: int = WIDE) -> Table:
     """The report at a glance, with a sentence."""
-    shown = [name for name in SUMMARY if width >= WIDE or name not in ("its median", "of limit")]
-    made = _table("at a glance", shown, ("case", "best peer"), verdict(found))
-    for one in found:
-        figures = dict(zip(SUMMARY, one.cells(), strict=True))
+    head, lines = glance(found)
+    wide = width >= WIDE
+    shown = [name for name in head if wide or name not in ("its median", "fastgraph", "x eager", "of limit")]
+    notes = remarks(found)[: None if wide else 2]  # the mark is at "x eager"
+    made = _table("at a glance", shown, ("case", "best peer"), "\n".join(notes))
+    for line in lines:
+        figures = dict(zip(head, line, strict=True))
         figures["best peer"] = option(figures["best peer"])
         made.add_row(*(figures[name] for name in shown))
     return made
@@ -64,7 +81,9 @@ def _table(title: str, columns: Sequence[str], left: Sequence[str], caption: str
     made = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for name in columns:
         figure = name not in left
-        made.add_column(name, justify="right" if figure else "left", no_wrap=figure or name == "backend")
+        made.add_column(
+            name, justify="right" if figure else "left", no_wrap=figure or name == "backend", overflow="fold"
+        )
     return made
 
 
@@ -109,13 +128,16 @@ def cells(row: Row) -> list[str]:
     timing = row.timing
     return [
         duration(timing.median_s if timing else None),
+        str(row.ratio_to_peer or "-"),
+        f"{row.samples_per_s:,.0f}" if row.samples_per_s else "-",
         duration(timing.iqr_s if timing else None),
         duration(timing.p90_s if timing else None),
         duration(timing.p99_s if timing else None),
         f"{timing.calls:,}" if timing else "-",
-        f"{row.samples_per_s:,.0f}" if row.samples_per_s else "-",
-        f"{row.ratio_to_eager:.2f}" if row.ratio_to_eager else "-",
-        f"{row.limit.share:.0%} {row.limit.binding}" if row.limit else "-",
+        f"{timing.calls_per_s:,.0f}" if timing and timing.round_calls_per_s else "-",
+        duration(row.usage.cpu_s if row.usage else None),
+        str(row.ratio_to_eager or "-"),
+        str(row.limit or "-"),
         "-" if row.max_error is None else f"{row.max_error:.1e}",
         "-" if row.mean_error is None else f"{row.mean_error:.1e}",
         "-" if row.accuracy is None else f"{row.accuracy:.2%}",
@@ -133,4 +155,11 @@ def note(row: Row) -> str:
     if row.timing and row.timing.iqr_s > NOISY * row.timing.median_s:
         share = row.timing.iqr_s / row.timing.median_s
         said.append(f"IQR is {share:.0%} of the median" if share < 2 else f"IQR is {share:.0f} times the median")
+    if row.usage and row.usage.between_s is not None:
+        said.append(f"{duration(row.usage.between_s)} between calls")
+    if row.usage and row.usage.faults:
+        used = row.usage
+        said.append(
+            f"{used.page_faults:,.0f} page faults a call, {used.kernel:.0%} of its processor time in the kernel"
+        )
     return "; ".join(said)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from fastgraph.bench.backends import Backend, Setting
 from fastgraph.bench.cases import Built, Case
+from fastgraph.bench.contestant import Usage
 from fastgraph.bench.limits import Limit
 from fastgraph.bench.measure import Plan, Timing
+from fastgraph.bench.ratio import speed_ratio
 from fastgraph.bench.report import Report
 from fastgraph.bench.session import CaseReport, Row
 from fastgraph.bench.work import Work
@@ -170,18 +172,19 @@ def timing(median_s: float, spread: float = 0.01, rounds: int = 9, calls: int = 
     return Timing(calls, rounds, median_s, median_s, median_s * spread, median_s * 1.2, None, medians)
 
 
-def case_report(batch: int = 16, ours_s: float = 2e-5, device: str = "cpu") -> CaseReport:
+def case_report(batch: int = 16, ours_s: float = 2e-5, device: str = "cpu", usage: Usage | None = None) -> CaseReport:
     """A case with a fast, a wrong, an absent and a noisy backend; eager takes 50 us."""
     limit = Limit("memory", "L3", 1.4e-5, 0.7)
+    eager, compiled, ours = timing(5e-5), timing(6e-5, spread=0.3), timing(ours_s, spread=0.04)
     rows = (
         Row("eager", "ok", None, "cpu", 1e-5, 2e-3, 1e-7, 1e-8, 0.9859, True, 2_600_000,
-            timing(5e-5), batch / 5e-5, 1.0),
+            eager, batch / 5e-5, *[speed_ratio(eager, eager)] * 2, usage),
         Row("onnxruntime", "wrong", "its error is large", "CPU", 0.1, 0.1, float("nan")),
         Row("OpenVINO", "failed", "ImportError: [no] such <thing> | here"),
         Row("torch.compile", "ok", None, "cpu, inductor", 4.0, 5.0, 1e-7, 1e-8, 0.98, False, 10**8,
-            timing(6e-5, spread=0.3), batch / 6e-5, 5 / 6),
+            compiled, batch / 6e-5, *[speed_ratio(compiled, eager)] * 2),
         Row("fastgraph", "ok", None, "cpu, mlp (avx2)", 0.2, 1e-3, 9e-8, 1e-8, 0.9859, True, 24_000_000,
-            timing(ours_s), batch / ours_s, 5e-5 / ours_s, limit),
+            ours, batch / ours_s, *[speed_ratio(ours, eager)] * 2, Usage(3e-5, 0.02, 0.1), limit),
     )  # fmt: skip
     ceilings = {"fma": (9e10, 8.8e10, 9.1e10), "L2": (8e10,) * 3, "L3": (7e10,) * 3, "memory": (9e9,) * 3}
     work = Work(flops=1_070_000 * batch, weight_bytes=2_140_000, input_bytes=3136 * batch, output_bytes=40 * batch)

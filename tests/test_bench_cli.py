@@ -1,7 +1,10 @@
 """The command line: one real run from end to end, what it refuses, what it keeps, and the library's own door."""
 
+import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,16 +13,19 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import rich.progress
 import torch
+from rich.console import Console
 
 from fastgraph import bench
 from fastgraph.bench import arguments, cases, cli, runs
 from fastgraph.bench.backends import BACKENDS, Setting
-from fastgraph.bench.measure import MLPERF_QUERIES, affordable_rounds
+from fastgraph.bench.measure import CALLS_FOR_P99, MLPERF_QUERIES, affordable_rounds
 from fastgraph.bench.report import Report
-from fastgraph.bench.session import CaseReport, Session
-from tests.bench_samples import FAST, case_report, report
+from fastgraph.bench.session import CaseReport, Progress, Session
+from tests.bench_samples import FAST, MACHINE, case_report, report
 
+ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads(files("fastgraph.bench").joinpath("report.schema.json").read_text())
 
 
@@ -97,6 +103,112 @@ def test_modes_are_mlperfs_scenarios(instant: list[str], tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("100us", 1e-4), ("100 µs", 1e-4), ("1.5ms", 1.5e-3), (".5s", 0.5), ("20ns", 2e-8), ("1min", 60), ("0", 0)],
+)
+def test_pauses_are_times_with_their_unit(text: str, seconds: float) -> None:
+    assert arguments.parser().parse_args(["--pause", text]).pause == pytest.approx(seconds)
+
+
+def test_plans_hold_what_was_asked_for() -> None:
+    parse = arguments.parser().parse_args
+    paused, both = (cli.chosen_plan(parse(argv)) for argv in (["--pause", "20us"], ["--processes", "3"]))
+    assert (paused.pause_s, paused.processes, paused.rounds) == (pytest.approx(2e-5), 1, 15)
+    assert (both.pause_s, both.processes) == (0, 3)
+    argv = ["--scenario", "server", "--rate"]
+    fast, slow, long = (cli.chosen_plan(parse([*argv, *more])) for more in (["2e3"], ["50"], ["2e3", "--budget", "30"]))
+    assert fast.block_s * fast.rounds * 2e3 == pytest.approx(CALLS_FOR_P99)
+    assert slow.block_s * slow.rounds == pytest.approx(10)
+    assert long.block_s * long.rounds == pytest.approx(30)
+    for plan in (fast, slow, long):
+        assert affordable_rounds(plan, [1e-3] * len(BACKENDS)) == plan.rounds == 5
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_peer_that_is_not_installed_is_said_once_at_the_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not there
+    line = "the OpenVINO backend needs openvino: pip install 'fastgraph[peers]'"
+    assert cli.main(["--quick", "--backends", "eager,openvino,fastgraph", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(line) == 1
+    assert printed.index(f"not measured: {line}") < printed.index("DeepLearningModel")
+    made = Report.load(tmp_path / "report.json")
+    assert made.absent == (line,)
+    assert (tmp_path / "report.html").read_text().count("fastgraph[peers]") == 1
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--backends", "openvino", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert f"--backends: none of them is installed: {line}" in capsys.readouterr().err
+
+
+def test_a_peer_that_is_broken_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "openvino.py").write_text("raise ImportError('libtbb.so: cannot open', name='_ov')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    assert runs.installed(["eager", "openvino"]) == (["eager", "openvino"], ())
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("target", ["bench", "perf"])
+def test_make_installs_the_peers_before_it_measures(target: str, tmp_path: Path) -> None:
+    said = subprocess.run(
+        ["make", "--dry-run", target, f"VENV={tmp_path}/new"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert 0 < said.index("openvino") < said.index("python -m bench")
+
+
+def what_stands_on(written: str) -> list[str]:
+    """The lines of a terminal after this was written to it: knows line ends, erased lines and the cursor's way up."""
+    lines, at = [""], 0
+    for part in re.split(r"(\n|\r|\x1b\[[0-9;?]*[A-Za-z])", written):
+        if part == "\n":
+            at += 1
+            lines += [""] * (at + 1 - len(lines))
+        elif part == "\x1b[2K":
+            lines[at] = ""
+        elif part.endswith("A") and part.startswith("\x1b["):
+            at -= int(part[2:-1] or 1)
+        elif part and part != "\r" and not part.startswith("\x1b["):
+            lines[at] += part
+    return lines
+
+
+def test_progress_leaves_no_half_drawn_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar is erased before anything else is printed in its place."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, highlight=False)
+
+    def run(self: Session, case: cases.Case, *_: object, progress: Progress, **__: object) -> CaseReport:
+        progress(f"{case.name}: rounds", 0.5)
+        return replace(case_report(case.batch), case=case.name, model=case.model)
+
+    monkeypatch.setattr(Session, "__init__", lambda *_: None)
+    monkeypatch.setattr(Session, "run", run)
+    asked = runs.Run(tuple(cases.deep([1, 16])), ["eager"], (Setting(threads=1),), FAST, "bench")
+    runs.measure(asked, dict(MACHINE), console)
+    assert "━" in screen.getvalue()
+    assert " left " in screen.getvalue()
+    lines = what_stands_on(screen.getvalue())
+    assert not any("━" in line for line in lines)
+    assert sum(line.startswith("DeepLearningModel, batch 1") for line in lines) == 2
+    assert max(map(len, lines)) <= 80
+
+
+def test_progress_goes_on_within_a_case() -> None:
+    bar = rich.progress.Progress(console=Console(file=io.StringIO()))
+    tell = runs.Tell(Console(file=io.StringIO()), 4, bar)
+    completed = []
+    for share in (0.25, 0.75):
+        tell("something", share)
+        completed.append(bar.tasks[0].completed)
+    tell.advance()
+    tell("the next", 0.5)
+    assert [*completed, bar.tasks[0].completed] == [0.25, 0.75, 1.5]
+
+
 def test_a_stopped_run_keeps_what_it_has(
     instant: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +280,19 @@ def test_compare_ends_with_1_on_a_regression(tmp_path: Path, capsys: pytest.Capt
         (["--threads", "two"], "argument --threads: must be a whole number from 1; got 'two'"),
         (["--budget", "0"], "argument --budget: must be a number of seconds above 0; got '0'"),
         (["--dtype", "fp8"], "argument --dtype: must be of fp32, bf16; got 'fp8'"),
-        (["--mode", "server"], "argument --mode: invalid choice: 'server'"),
+        (["--mode", "burst"], "argument --mode/--scenario: invalid choice: 'burst'"),
+        (["--mode", "server"], "--rate: mode server needs it, no other mode has it"),
+        (["--rate", "100"], "--rate: mode server needs it, no other mode has it"),
+        (["--mode", "server", "--rate", "-1"], "argument --rate: must be a number above 0; got '-1'"),
+        (["--pause", "100"], "argument --pause: must be a time with its unit (ns, us, µs, ms, s, min); got '100'"),
+        (["--pause", "1 fortnight"], "argument --pause: must be a time with its unit"),
+        (
+            ["--pause", "1ms", "--mode", "offline"],
+            "--pause: goes with the modes rounds and single-stream, and with one",
+        ),
+        (["--pause", "1ms", "--processes", "2"], "--pause: goes with the modes rounds and single-stream, and with one"),
+        (["--processes", "0"], "argument --processes: must be a whole number from 1; got '0'"),
+        (["--processes", "2", "--mode", "offline"], "--processes: goes with mode rounds; got mode offline"),
         (["--model-gpu", "V100"], "argument --model-gpu: invalid choice: 'V100'"),
         (["--fast"], "unrecognized arguments: --fast"),
         (["--out", __file__], "argument --out: cannot write to the folder: "),
@@ -213,7 +337,7 @@ def test_a_report_of_another_version_ends_with_one_line(tmp_path: Path, capsys: 
     with pytest.raises(SystemExit) as stopped:
         cli.main(["compare", str(path), str(path)])
     assert stopped.value.code == 2
-    assert "its schema version is 0; this bench reads version 2" in capsys.readouterr().err
+    assert "its schema version is 0; this bench reads version 3" in capsys.readouterr().err
 
 
 def test_missing_data_end_with_one_line(

@@ -15,14 +15,18 @@ from rich.console import Console
 
 from fastgraph.bench import machine as machines
 from fastgraph.bench import text
+from fastgraph.bench.contestant import Usage
+from fastgraph.bench.limits import Limit
 from fastgraph.bench.markdown import markdown
+from fastgraph.bench.measure import Plan
 from fastgraph.bench.report import Report, ReportError
 from fastgraph.bench.roofline import GPUS, floors
 from fastgraph.bench.sides import side_by_side
-from fastgraph.bench.summary import summaries, verdict
-from fastgraph.bench.table import COLUMNS, caption, cells, modelled_table, note, summary_table, table
-from tests.bench_samples import build_small, case_report, report
+from fastgraph.bench.summary import glance, remarks, summaries, verdict
+from fastgraph.bench.table import COLUMNS, WIDE, caption, cells, columns, modelled_table, note, summary_table, table
+from tests.bench_samples import FAST, build_small, case_report, report
 
+RATIO = "2.50 (2.45-2.56)"
 SCHEMA = json.loads(files("fastgraph.bench").joinpath("report.schema.json").read_text())
 
 
@@ -75,8 +79,8 @@ def test_reading_gives_back_what_was_written() -> None:
         ("nothing", "it is no report of python -m bench"),
         ("[1]", "it is no report of python -m bench"),
         ("{}", "it is no report of python -m bench"),
-        ('{"schema_version": 7}', "its schema version is 7; this bench reads version 2"),
-        ('{"schema_version": 2}', "it is no complete report: 'cases'"),
+        ('{"schema_version": 7}', "its schema version is 7; this bench reads version 3"),
+        ('{"schema_version": 3}', "it is no complete report: 'cases'"),
     ],
 )
 def test_what_is_no_report_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -121,15 +125,36 @@ def test_table_lists_every_backend_with_speed_or_reason() -> None:
     assert lines[0].startswith(
         "DeepLearningModel, batch 16: fp32, cpu, 2 threads, input [16, 784]; error allowed 3.0e-07"
     )
-    speed = ("20.0 µs", "0.2 µs", "-", "800,000", "2.50", "70% memory", "9.0e-08", "1.0 ms")
+    speed = ("20.0 µs", "0.8 µs", "-", "800,000", RATIO, RATIO, "70% L3", "9.0e-08")
     assert row_of("fastgraph") == ["fastgraph", *speed]
-    assert row_of("onnxruntime") == ["onnxruntime", *["-"] * 6, "nan", "100.0 ms"]
+    assert row_of("onnxruntime") == ["onnxruntime", *["-"] * 7, "nan"]
     notes = {line.strip() for line in lines if line.startswith(("fastgraph:", "onnxruntime:", "openvino:"))}
     assert notes == {
         "onnxruntime: CPU; wrong: its error is large",
         "fastgraph: cpu, mlp (avx2)",
         "openvino: failed: ImportError: [no] such <thing> | here",
     }
+
+
+def plans() -> list[Plan]:
+    """One of each kind of run."""
+    return [FAST, replace(FAST, pause_s=1e-4), replace(FAST, processes=2), replace(FAST, rate_per_s=2e3, mode="server")]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("plan", plans(), ids=str)
+def test_what_counts_in_a_mode_is_shown_at_every_width(plan: Plan, width: int) -> None:
+    shown = columns(plan, width >= WIDE)
+    assert {"median", "x peer"} < set(shown)
+    assert ("samples/s" in shown) is (plan.tight or (plan.processes > 1 and width >= WIDE))
+    assert ("calls/s" in shown) is (plan.processes > 1)
+    assert ("cpu a call" in shown) is ("p99" in shown and plan.processes == 1 and not plan.tight)
+    console = Console(width=width, markup=False, record=True, file=io.StringIO())
+    console.print(table(case_report(), width, plan))
+    said = console.export_text()
+    assert all(name in said for name in shown)
+    assert "…" not in said
+    assert max(map(len, said.splitlines())) <= width
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -142,14 +167,76 @@ def test_tables_fit_the_terminal(width: int) -> None:
 
 def test_summary_has_the_best_peer_and_what_we_lose() -> None:
     won, lost = summaries([case_report(1, 2e-5), case_report(16, 8e-5)])
-    assert won.cells()[:6] == ("DeepLearningModel, batch 1", "eager", "50.0 µs", "20.0 µs", "2.50", "2.50")
-    assert lost.ratio == pytest.approx(0.625)
+    assert won.cells() == (
+        "DeepLearningModel, batch 1",
+        RATIO,
+        "eager",
+        "50.0 µs",
+        "20.0 µs",
+        "50,000",
+        RATIO,
+        "70% L3",
+    )
+    assert lost.ratio is not None
+    assert lost.ratio.value == pytest.approx(0.625)
+    level = summaries([case_report(1, 5e-5)])
+    assert verdict(level).endswith("in 0 of 1 cases; level, by the interval, in DeepLearningModel, batch 1 (1.00).")
     assert verdict([won]) == "fastgraph is ahead of the best peer in 1 of 1 cases."
     assert verdict([won, lost]).endswith("in 1 of 2 cases; behind in DeepLearningModel, batch 16 (0.62).")
     assert verdict([won, lost]) in markdown(report(case_report(1, 2e-5), case_report(16, 8e-5)))
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary_table([won, lost], 80))
     assert "…" not in console.export_text()
+
+
+def test_ratios_to_an_eager_that_pays_page_faults_are_marked() -> None:
+    faulty = Usage(cpu_s=5e-5, kernel=0.4, page_faults=5400)
+    (marked,) = summaries([case_report(1, usage=faulty)])
+    assert marked.cells()[6] == f"{RATIO}*"
+    assert any(one.startswith("* eager takes new memory") for one in remarks([marked]))
+    said = note(case_report(1, usage=faulty).rows[0])
+    assert said == "cpu; 5,400 page faults a call, 40% of its processor time in the kernel"
+    for harmless in (replace(faulty, kernel=0.05), replace(faulty, page_faults=3.0)):
+        (plain,) = summaries([case_report(1, usage=harmless)])
+        assert plain.cells()[6] == RATIO
+        assert not any("*" in one for one in remarks([plain]))
+
+
+def test_the_level_that_binds_is_named() -> None:
+    assert str(Limit("memory", "L2", 1e-6, 0.49)) == "49% L2"
+    assert str(Limit("memory", "memory", 1e-6, 0.5)) == "50% memory"
+    assert str(Limit("compute", "L2", 1e-6, 0.96)) == "96% compute"
+
+
+def test_columns_without_a_figure_are_left_out_at_a_glance() -> None:
+    made = case_report(1)
+    rows = tuple(replace(row, samples_per_s=None, limit=None) for row in made.rows)
+    head, (line,) = glance(summaries([replace(made, rows=rows)]))
+    assert head == ["case", "x peer", "best peer", "its median", "fastgraph", "x eager"]
+    assert len(line) == len(head)
+
+
+def test_several_processes_are_shown_by_their_calls_a_second() -> None:
+    made = case_report(1)
+    rows = tuple(
+        replace(row, timing=replace(row.timing, round_calls_per_s=(1e3 * i,) * 9)) if row.timing else row
+        for i, row in enumerate(made.rows, 1)
+    )
+    (found,) = summaries([replace(made, rows=rows)])
+    assert found.cells()[2:5] == ("torch.compile", "4,000/s", "5,000/s")  # by calls a second, not by the median
+    both = replace(report(replace(made, rows=rows)), plan=replace(FAST, processes=2))
+    assert "| fastgraph | 20.0 µs | - | 5,000 |" in markdown(both)
+    assert "2 processes at once on the same cores: `python -m bench" in markdown(both)
+
+
+def test_what_is_not_installed_is_said_once() -> None:
+    said = markdown(replace(report(), absent=("OpenVINO needs openvino: pip install it",)))
+    assert said.count("Not measured: OpenVINO needs openvino: pip install it.") == 1
+
+
+def test_how_long_it_rested_is_noted() -> None:
+    rested = note(case_report(1, usage=Usage(1e-4, 0.0, 0.0, 1.2e-4)).rows[0])
+    assert rested == "cpu; 120.0 µs between calls"
 
 
 def test_summary_names_the_setting_where_there_are_several() -> None:

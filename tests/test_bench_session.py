@@ -13,6 +13,7 @@ from fastgraph.bench.backends import Backend, Setting
 from fastgraph.bench.crew import Worker, WorkerFailed
 from fastgraph.bench.measure import Plan
 from fastgraph.bench.nursery import Nursery
+from fastgraph.bench.ratio import Ratio
 from fastgraph.bench.session import CaseReport, CeilingBlocks, Row, Session
 from fastgraph.kernels import native
 from tests import bench_samples as samples
@@ -90,7 +91,8 @@ def test_a_wrong_backends_error_is_shown(done: CaseReport) -> None:
 
 def test_the_right_ones_are_timed(done: CaseReport) -> None:
     eager, right, slow = row(done, "eager"), row(done, "right"), row(done, "slow")
-    assert eager.ratio_to_eager == 1
+    assert eager.ratio_to_eager == Ratio(1, 1, 1)
+    assert right.ratio_to_peer is not None
     for one in (eager, right, slow):
         assert (one.status, one.reason, one.where, one.accuracy) == ("ok", None, "somewhere", 1.0)
         assert one.timing is not None
@@ -102,7 +104,9 @@ def test_the_right_ones_are_timed(done: CaseReport) -> None:
     assert slow.timing is not None
     assert slow.timing.median_s > 0.02
     assert slow.ratio_to_eager is not None
-    assert slow.ratio_to_eager < 0.5
+    assert slow.ratio_to_eager.value < 0.5
+    assert slow.usage is not None
+    assert slow.usage.cpu_s < 0.02  # it sleeps
 
 
 def test_a_slow_one_may_be_left_out_of_later_rounds(again: CaseReport) -> None:

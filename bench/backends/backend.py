@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fastgraph.extras import require
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -46,13 +48,27 @@ class Backend(ABC):
 
     ``any_batch``: what was prepared with one batch size serves every other. ``casts_model``: it is given a model and
     an input that are already in the setting's dtype; otherwise both are float32 and it casts inside. ``own_graph``: on
-    CUDA a call is a CUDA graph already, which cannot be captured into another one.
+    CUDA a call is a CUDA graph already, which cannot be captured into another one. ``ours``: it runs our kernels,
+    so it is no peer of ours. ``needs``: optional modules that it imports.
     """
 
     name: ClassVar[str]
     any_batch: ClassVar[bool] = True
     casts_model: ClassVar[bool] = False
     own_graph: ClassVar[bool] = False
+    ours: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Which packages it lacks here, with the pip line that brings them; None where it has all."""
+        try:
+            require(*cls.needs, by=f"the {cls.name} backend")
+        except ModuleNotFoundError as error:
+            return str(error)
+        except ImportError:  # it is there and broken: its row will say how
+            return None
+        return None
 
     def refusal(self, setting: Setting) -> str | None:
         """Why it cannot do this at all, or None."""

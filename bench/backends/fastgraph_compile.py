@@ -13,6 +13,7 @@ class FastgraphCompile(Backend):
     """Compiled for the case's own batch size, in the first call."""
 
     name = 'torch.compile(backend="fastgraph")'
+    ours = True
     any_batch = False
     casts_model = True
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fastgraph.bench.backends.backend import Backend, Setting
-from fastgraph.extras import require
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -22,6 +21,7 @@ class OnnxruntimePlain(Backend):
     """
 
     name = "onnxruntime"
+    needs = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
     def refusal(self, setting: Setting) -> str | None:
         """No bf16: its CPU provider has no such matrix products, and the plain export is fp32."""
@@ -37,7 +37,6 @@ class OnnxruntimePlain(Backend):
 
     def prepare(self, model: nn.Module, x: Tensor, setting: Setting) -> None:
         """Exports the model and opens a session on the provider that was asked for, or raises."""
-        require("onnxruntime", by="the onnxruntime backend")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fastgraph.bench.backends.backend import Backend, Setting
-from fastgraph.extras import require
 
 
 class OpenVino(Backend):
@@ -17,6 +16,7 @@ class OpenVino(Backend):
 
     name = "OpenVINO"
     any_batch = False
+    needs = ("openvino",)
 
     def refusal(self, setting: Setting) -> str | None:
         """It has no plug-in for CUDA."""
@@ -27,7 +27,6 @@ class OpenVino(Backend):
 
     def prepare(self, model: nn.Module, x: Tensor, setting: Setting) -> None:
         """Exports the model, fixes the shape, compiles; RuntimeError where the dtype cannot be had."""
-        require("openvino", by="the OpenVINO backend")
         import openvino
 
         wanted = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[setting.dtype]
