@@ -130,7 +130,8 @@ def roofline(cases: Sequence[CaseReport]) -> go.Figure:
             label = f"{compute} {ceilings[compute] / 1e9:.0f} GFLOP/s, {name} {ceilings[name] / 1e9:.0f} GB/s"
             figure.add_scatter(
                 x=xs, y=ys, mode="lines+text", name=label, line={"color": "#8b949e", "dash": DASHES[name]},
-                text=[f"{name} {ceilings[name] / 1e9:.0f} GB/s", "", ""], textposition="bottom right",
+                text=[f"{name} {ceilings[name] / 1e9:.0f} GB/s", "", ""],
+                textposition="top center" if name == "L2" else "bottom right",
             )  # fmt: skip
     if compute in ceilings:
         roof = ceilings[compute] / 1e9
