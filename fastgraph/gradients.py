@@ -158,6 +158,7 @@ def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, 
         @staticmethod
         def forward(ctx: Any, cached: Sequence[torch.Tensor], *parameters: torch.Tensor) -> Any:
             ctx.save_for_backward(*parameters)
+            ctx.set_materialize_grads(False)  # a parameter behind results without a gradient gets none, as in eager
             results = tuple(value.detach() for value in cached)
             wanted = [any(parameters[i].requires_grad for i in places) for places in sources]
             floating = [r.is_floating_point() or r.is_complex() for r in results]
@@ -175,8 +176,10 @@ def _recomputed(compute: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, 
                     given = [t.detach().requires_grad_(n) for t, n in zip(given, needed, strict=True)]
                 results = compute(given)
                 pairs = [(r, g) for r, g in zip(results, grads, strict=True) if r.requires_grad and g is not None]
+            if not pairs:
+                return None, *(None for _ in needed)
             wanted = [t for t, n in zip(given, needed, strict=True) if n]
-            outputs, weights = zip(*pairs, strict=True) if pairs else ((), ())
+            outputs, weights = zip(*pairs, strict=True)
             found = iter(torch.autograd.grad(outputs, wanted, weights, create_graph=again, allow_unused=True))
             return None, *(next(found) if n else None for n in needed)
 

@@ -120,3 +120,30 @@ def test_another_dtype_keeps_its_gradients(deep: nn.Module, generator: torch.Gen
     ours, theirs = gradients
     assert theirs.norm() > 0
     assert (ours - theirs).norm() < 0.1 * theirs.norm()  # eight bits, and a few ReLUs that fall the other way
+
+
+class TwoHeads(nn.Module):
+    """Two layers whose batch-norm folds, each behind a result of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        self.second = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.first(x), self.second(x)
+
+
+def test_parameters_of_a_result_that_is_not_used_have_no_gradient() -> None:
+    torch.manual_seed(0)
+    model, x = TwoHeads().eval(), torch.randn(5, 4)
+    fast = fastgraph.optimize(model, (x,))
+    model(x)[0].sum().backward()
+    eager = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    fast(x)[0].sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is None} == {
+        n for n, g in eager.items() if g is None
+    }
+    assert model.second[0].weight.grad is None
+    torch.testing.assert_close(model.first[0].weight.grad, eager["first.0.weight"])
