@@ -108,15 +108,17 @@ class Captured:
             if (number := fixed(size)) is not None
         ]
 
-    def example(self, batch: int) -> list[Any]:
-        """Flattened inputs as those of the capture, with zeros for tensors, and with another size of the batch."""
-        shapes = [[_hint(n) for n in node.meta["val"].shape] for node in self.placeholders]
-        symbols = [
-            str(node.meta["val"].shape[0]) if shape else ""
-            for node, shape in zip(self.placeholders, shapes, strict=True)
-        ]
-        for shape, symbol in zip(shapes, symbols, strict=True):
-            if shape and symbol == symbols[0]:
+    def example(self, batch: int, *, related: bool) -> list[Any]:
+        """Flattened inputs as those of the capture, with zeros for tensors, and with another size of the batch.
+
+        The batch is axis 0 of the first tensor, and of all others that have the same size there in the capture; where
+        `related`, only of those for which the graph needs the same.
+        """
+        sizes = [node.meta["val"].shape for node in self.placeholders]
+        shapes = [[_hint(n) for n in shape] for shape in sizes]
+        firsts = [(str(shape[0]) if related else _hint(shape[0])) if shape else None for shape in sizes]
+        for shape, first in zip(shapes, firsts, strict=True):
+            if shape and first == firsts[0]:
                 shape[0] = batch
         values = [node.meta["val"] for node in self.placeholders]
         tensors = iter(torch.zeros(s, dtype=v.dtype, device=v.device) for s, v in zip(shapes, values, strict=True))

@@ -163,16 +163,19 @@ class OptimizedModule(nn.Module):
     def capture_batches(self) -> None:
         """Captures what calls with a batch of 1 and of more need, as far as the model takes them.
 
-        For a file: what is loaded from it cannot be captured anew. The batch is axis 0 of the first tensor, and of all
-        others that have the same free size there.
+        For a file: what is loaded from it cannot be captured anew. The batch is axis 0 of every tensor that has the
+        first one's size there; where the model does not take that, of those that the graph needs to have the same.
         """
         captured = self.captured
         for batch in () if self._is_loaded or captured.state else (1, 3):
-            leaves = captured.example(batch)
-            if self._find(leaves, captured.in_spec) is None:
+            for related in (False, True):
+                leaves = captured.example(batch, related=related)
+                if self._find(leaves, captured.in_spec) is not None:
+                    break
                 args, kwargs = pytree.tree_unflatten(leaves, captured.in_spec)
                 with suppress(Exception), modes(self._original, self._training):
                     self.specializations.append(self._specialize(capture(self._original, args, kwargs)))
+                    break
 
     def tune(self, *args: Any, **kwargs: Any) -> None:
         """Measures the fused ops' kernels on CUDA at the sizes of these inputs, for this and later processes.

@@ -539,3 +539,27 @@ print([name for name in ("torch.export._trace", "torch._functorch.aot_autograd")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+class UnrelatedBatches(nn.Module):
+    """Nothing in the graph says that both inputs have the same batch; that of `y` decides about a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        scaled = nn.functional.interpolate(self.norm(y), scale_factor=2)
+        return scaled.reshape(-1, scaled.shape[-1])
+
+
+@pytest.mark.parametrize("example", [1, 4])
+def test_a_file_holds_batches_of_one_and_more_of_all_inputs(example: int, tmp_path: Path) -> None:
+    model = UnrelatedBatches().eval()
+    fast = fastgraph.optimize(model, (torch.randn(example, 3), torch.randn(example, 1, 16)))
+    fastgraph.save(fast, tmp_path / "model.fastgraph")
+    loaded = fastgraph.load(tmp_path / "model.fastgraph")
+    with torch.no_grad():
+        for batch in (1, 2, 3, 17):
+            x, y = torch.randn(batch, 3), torch.randn(batch, 1, 16)
+            torch.testing.assert_close(loaded(x, y), model(x, y))
