@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastgraph.aliases import Aliases
 from fastgraph.bindings import bound
 from fastgraph.kernels import autograd
 from fastgraph.kernels.conv_pool import op as conv_pool
@@ -52,12 +53,18 @@ class GradientProgram:
             computed = program.call_module("computed")
             for i, node in enumerate(self._computed):
                 mapping[node] = program.call_function(_item, (computed, i))
+        aliases, seen = Aliases(graph), set()
         for node in graph.nodes:
+            seen.add(node)
             if node in mapping or node in constants:
                 continue
             if node in self._doors:
                 flat = [mapping.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf for leaf in _flat(node)]
-                mapping[node] = program.call_module(self._doors[node], (mapping[node.args[0]], *flat))
+                input = mapping[node.args[0]]
+                if any(writer not in seen for writer in aliases.writers(node.args[0])):
+                    # Backward would read what is written over by then; eager keeps a copy of some inputs.
+                    input = program.call_function(torch.ops.aten.clone.default, (input,))
+                mapping[node] = program.call_module(self._doors[node], (input, *flat))
             else:
                 mapping[node] = program.node_copy(node, lambda n: mapping[n])
         return program

@@ -147,3 +147,27 @@ def test_parameters_of_a_result_that_is_not_used_have_no_gradient() -> None:
     }
     assert model.second[0].weight.grad is None
     torch.testing.assert_close(model.first[0].weight.grad, eager["first.0.weight"])
+
+
+class WritesOver(nn.Module):
+    """A layer's input is written over behind it; in eager the layer has kept a copy, since that input was transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        return y.add_(self.layer(y.transpose(0, 1)).relu().transpose(0, 1))
+
+
+def test_an_input_that_is_written_over_is_kept(generator: torch.Generator) -> None:
+    model = WritesOver().eval()
+    fast = fastgraph.optimize(model, (torch.randn(2, 3, 4),))
+    gradients = []
+    for module in (model, fast):
+        x = torch.linspace(-1, 1, 60).reshape(5, 3, 4).requires_grad_()
+        model.zero_grad()
+        module(x).square().sum().backward()
+        gradients.append([x.grad, *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(gradients[1], gradients[0])
