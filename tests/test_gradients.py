@@ -150,7 +150,7 @@ def test_parameters_of_a_result_that_is_not_used_have_no_gradient() -> None:
 
 
 class WritesOver(nn.Module):
-    """A layer's input is written over behind it; in eager the layer has kept a copy, since that input was transposed."""
+    """A layer's input is written over behind it; eager's layer has kept a copy, since that input was transposed."""
 
     def __init__(self) -> None:
         super().__init__()
