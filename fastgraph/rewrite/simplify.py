@@ -83,7 +83,7 @@ class InPlace:
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         node = match.nodes[0]
-        return make(graph, _IN_PLACE[node.target], *node.args, **node.kwargs)
+        return graph.call_function(_IN_PLACE[node.target], node.args, node.kwargs)  # of the same shape
 
 
 class RedundantReLU:
