@@ -30,6 +30,7 @@ from fastgraph.bench.text import finite
 
 PEERS = ("eager", "compile", "aotinductor", "onnxruntime", "openvino")
 CHEAP_PEERS = ("eager", "onnxruntime", "openvino")  # for the other shapes, where compiling each would take minutes
+NETS_PEERS = ("eager",)  # which nothing may be below
 BF16_PEERS = ("eager", "openvino")
 
 
@@ -112,12 +113,15 @@ def _groups(
 ) -> Iterator[tuple[Sequence[str], list[Target]]]:
     """The cases by the peers that they are measured against; each group has workers of its own."""
     models = [t for t in chosen if t.group in ("deep", "net")]
-    others = [t for t in chosen if t.group not in ("deep", "net")]
+    nets = [t for t in chosen if t.group == "nets"]
+    others = [t for t in chosen if t.group not in ("deep", "net", "nets")]
     by_default: Sequence[str] = BF16_PEERS if setting.dtype == "bf16" else PEERS
     if models:
         yield by_default if peers is None else _without_none(peers), models
     if others:
         yield CHEAP_PEERS if peers is None else _without_none(peers), others
+    if nets:
+        yield NETS_PEERS if peers is None else _without_none(peers), nets
 
 
 def _without_none(peers: Sequence[str]) -> list[str]:

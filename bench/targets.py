@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fastgraph.bench import cases
 from fastgraph.bench.cases import Case
+from fastgraph.bench.small_nets import small_nets
 
 DEEP_RATIO = {1: 1.6, 2: 1.3, 4: 1.3, 8: 1.3, 16: 1.2, 32: 1.2, 64: 1.2, 128: 1.0, 1024: 1.0, 8192: 1.05}
 NET_RATIO = {1: 2.2, 4: 2.2, 16: 2.2}
@@ -24,6 +25,7 @@ CHAINS: tuple[tuple[tuple[int, ...], str], ...] = (
 )
 CONVS = ((1, 5, 2), (20, 5, 2), (50, 5, 2))  # channels, kernel, pool
 TILE = 16
+NETS_BATCHES, NETS_RATIO = (1, 64), 1.0  # of eager
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Target:
 def targets(dtype: str) -> list[Target]:
     """All targets in ``dtype``, "fp32" or "bf16"."""
     found = [*_deep(dtype), *_net(dtype)]
-    return found + _others() if dtype == "fp32" else found
+    return [*found, *_others(), *_nets()] if dtype == "fp32" else found
 
 
 def choose(wanted: Sequence[str], dtype: str) -> list[Target]:
@@ -99,3 +101,7 @@ def _others() -> list[Target]:
         (neighbour,) = cases.conv(-(-channels // TILE) * TILE, kernel_size, pool, [CONV_BATCH])
         made.append(Target("convs", case, OTHER_RATIO, "fma", neighbour=neighbour))
     return made
+
+
+def _nets() -> list[Target]:
+    return [Target("nets", case, NETS_RATIO, "fma") for case in small_nets(NETS_BATCHES)]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastgraph.bench import extras, perf, targets
 from fastgraph.bench.backends import Setting
@@ -112,3 +113,15 @@ def test_cost_of_optimize_is_measured() -> None:
     assert 1e-4 < cost.optimize_s < 10
     assert cost.packing_bytes_per_s > 1e6
     assert 1.0 <= cost.packed_ratio < 1.2
+
+
+def test_small_nets_are_measured_against_eager_alone() -> None:
+    chosen = targets.choose(["nets"], "fp32")
+    assert {target.case.batch for target in chosen} == {1, 64}
+    ((peers, group),) = perf._groups(chosen, None, Setting("fp32", 1))
+    assert (peers, group) == (("eager",), chosen)
+    for target in targets.choose(["nets:1"], "fp32"):
+        assert target.ratio == 1.0
+        built = target.case.build()
+        with torch.no_grad():
+            assert built.model(built.x).isfinite().all()
