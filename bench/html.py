@@ -32,9 +32,14 @@ LIMIT = (
     "that binds, measured in the same rounds: compute (multiply-adds); L2, L3 or memory (reading weights, input and "
     "output once from the smallest of them that holds them); or launch (one call of the smallest operator)."
 )
+BESIDE = ("cpu a call", "max error", "mean error", "accuracy", "prepare", "first call", "memory")
 RESTING = (
     "Between calls the process sleeps, as a service does that waits for its next request; “cpu a call” is the "
     "processor time of all its threads from one call to the next, those that spin for work included."
+)
+AT_ONCE = (
+    "All processes of a backend call without rest at the same time, on the same cores, each with all threads. “calls/s” "
+    "is what they do together, and what ratios compare; times are those of single calls."
 )
 SERVER = (
     "A query's time is that from its arrival to its answer, the wait behind earlier ones included; the moments are the "
@@ -79,20 +84,28 @@ def page(report: Report) -> str:
 
 
 def table_of(cases: Sequence[CaseReport]) -> str:
-    """One sortable table a case."""
+    """The tables of each case."""
     return "\n".join(_case_table(case) for case in cases)
 
 
 def _case_table(case: CaseReport) -> str:
-    """All rows of a case, with the columns in which somebody has a figure."""
+    """All rows of a case: what its calls took, and folded away what they cost beside."""
+    return (
+        f'<h3>{escape(title(case))}</h3><p class="soft">{escape(caption(case))}</p>'
+        + _rows_table(case, [name for name in COLUMNS if name not in BESIDE])
+        + f"<details><summary>{escape(', '.join(BESIDE))}</summary>{_rows_table(case, BESIDE)}</details>"
+    )
+
+
+def _rows_table(case: CaseReport, names: Sequence[str]) -> str:
+    """The rows' columns of these names in which somebody has a figure, as a table that a click on a head sorts."""
     figures = [dict(zip(COLUMNS, zip(_values(row), cells(row), strict=True), strict=True)) for row in case.rows]
-    shown = [name for name in COLUMNS if any(one[name][1] != "-" for one in figures)]
+    shown = [name for name in names if any(one[name][1] != "-" for one in figures)]
     head = "".join(f'<th scope="col"><button>{escape(name)}</button></th>' for name in ("backend", *shown))
     body = "\n".join(_row(row, [one[name] for name in shown]) for row, one in zip(case.rows, figures, strict=True))
     return (
-        f'<h3>{escape(title(case))}</h3><p class="soft">{escape(caption(case))}</p>'
-        f'<div class="scroll" tabindex="0"><table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        '<div class="scroll" tabindex="0"><table class="sortable"><thead><tr>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -111,6 +124,8 @@ def explanations(plan: Plan) -> list[str]:
     """What the figures of this kind of run mean."""
     if plan.rate_per_s is not None:
         return [HOW, RESTING, SERVER]
+    if plan.processes > 1:
+        return [HOW, AT_ONCE]
     return [HOW, RESTING] if plan.pause_s else [HOW, LIMIT]
 
 

@@ -10,7 +10,7 @@ from fastgraph.bench.ratio import Ratio
 from fastgraph.bench.session import CaseReport, Row
 from fastgraph.bench.text import duration
 
-SUMMARY = ("case", "x peer", "best peer", "its median", "fastgraph", "samples/s", "x eager", "of limit")
+SUMMARY = ("case", "x peer", "fastgraph", "best peer", "its median", "samples/s", "x eager", "of limit")
 OURS_NAME, BASELINE_NAME = BACKENDS[OURS].name, BACKENDS[BASELINE].name
 OUR_NAMES = {backend.name for backend in BACKENDS.values() if backend.ours}
 MARK = "*"
@@ -46,9 +46,9 @@ class Summary:
         return (
             self.label,
             str(self.ratio or "-"),
+            _median(self.ours),
             self.peer.backend if self.peer else "-",
             _median(self.peer),
-            _median(self.ours),
             f"{samples:,.0f}" if samples else "-",
             str(to_eager or "-") + (MARK if self.faults and to_eager else ""),
             str((self.ours and self.ours.limit) or "-"),

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 from PIL import Image
 
 from fastgraph.bench import cli
-from fastgraph.bench.html import page, table_of
+from fastgraph.bench.html import AT_ONCE, HOW, LIMIT, RESTING, SERVER, explanations, page, table_of
 from fastgraph.bench.picture import draw
-from fastgraph.bench.plots import glance, latency, log_ticks, roofline, speedup, throughput
+from fastgraph.bench.plots import glance, latency, log_ticks, roofline, speedup, throughput, total
+from fastgraph.bench.report import Report
 from fastgraph.bench.roofline import GPUS, floors
-from tests.bench_samples import build_small, case_report, report
+from tests.bench_samples import FAST, build_small, case_report, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -40,7 +42,7 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1280, "light"), (1280, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "light"), (1280, "light"), (1280, "dark")])
 def test_page_in_a_browser(browser: Any, file: Path, width: int, scheme: str) -> None:
     complaints: list[str] = []
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -52,6 +54,16 @@ def test_page_in_a_browser(browser: Any, file: Path, width: int, scheme: str) ->
     assert complaints == []
     assert tab.locator(".js-plotly-plot").count() == 5  # at a glance, latency, throughput, speed-up, roofline
     assert tab.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+    assert tab.locator(".js-plotly-plot .legend .traces").count() == 0
+    assert tab.locator(".legend button").count() == 3  # one legend for all plots, with those that have a speed
+    for box in tab.locator(".scroll:visible").element_handles():
+        whole, seen = box.evaluate("(e) => [e.scrollWidth, e.clientWidth]")
+        assert whole == seen or width < 1000  # no column is cut
+        names = [head.inner_text().strip(" ▲▼") for head in box.query_selector_all("th[scope=col]")]
+        for name in {"median", "x peer"} & set(names):
+            assert width < 390 or names.index(name) < 3
+            head = box.query_selector_all("th[scope=col]")[names.index(name)].bounding_box()
+            assert width < 390 or head["x"] + head["width"] <= width  # seen without scrolling
     sizes = tab.evaluate("[...document.querySelectorAll('.js-plotly-plot')].map((p) => p.offsetWidth)")
     assert all(250 < size <= width for size in sizes)
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -67,7 +79,7 @@ def test_table_sorts_by_a_click(browser: Any, file: Path) -> None:
     tab = browser.new_page()
     tab.goto(file.as_uri())
     head = tab.locator("table.sortable th", has_text="median").first
-    medians = "[...document.querySelectorAll('table.sortable tbody tr')].map((r) => r.cells[2].dataset.value)"
+    medians = "[...document.querySelector('table.sortable').tBodies[0].rows].map((r) => r.cells[1].dataset.value)"
     for direction in (1, -1):
         head.locator("button").click()
         values = tab.evaluate(medians)
@@ -76,6 +88,52 @@ def test_table_sorts_by_a_click(browser: Any, file: Path) -> None:
         assert values[len(figures) :] == [""] * (len(values) - len(figures))  # those without a speed stay below
     assert head.get_attribute("aria-sort") == "descending"
     tab.close()
+
+
+def test_the_legend_hides_a_backend_in_all_plots(browser: Any, file: Path) -> None:
+    tab = browser.new_page()
+    tab.goto(file.as_uri())
+    tab.wait_for_selector(".js-plotly-plot .main-svg")
+    states = """[...document.querySelectorAll('.js-plotly-plot')].map((p) =>
+        p.data.filter((t) => t.name === 'fastgraph').map((t) => t.visible ?? true))"""
+    entry = tab.locator(".legend button", has_text="fastgraph")
+    for shown in (False, True):
+        entry.click()
+        assert tab.evaluate(states) == [[shown]] * 5
+        assert entry.get_attribute("aria-pressed") == str(shown).lower()
+    tab.close()
+
+
+def test_several_processes_have_their_plot(tmp_path: Path) -> None:
+    both = processes()
+    (bars,) = total(both.cases[0]).data
+    assert list(bars.y) == ["eager", "compile", "fastgraph"]
+    assert list(bars.text) == ["1,000", "4,000", "5,000"]
+    assert "<h2>2 processes at once, fp32, cpu, 2 threads</h2>" in page(both)
+    if CHROMIUM is None:
+        pytest.skip("no browser: apt-get install chromium")
+    written = draw(both, tmp_path)
+    assert [path.name for path in written] == [f"processes-DeepLearningModel-16-{s}.png" for s in ("light", "dark")]
+    assert all(path.stat().st_size > 5_000 for path in written)
+
+
+def processes() -> Report:
+    """A report of two processes at once."""
+    made = case_report(16)
+    rows = tuple(
+        replace(row, timing=replace(row.timing, round_calls_per_s=(1e3 * i,) * 9)) if row.timing else row
+        for i, row in enumerate(made.rows, 1)
+    )
+    return replace(report(replace(made, rows=rows)), plan=replace(FAST, processes=2))
+
+
+def test_the_page_says_what_a_mode_measures() -> None:
+    assert explanations(FAST) == [HOW, LIMIT]
+    assert explanations(replace(FAST, pause_s=1e-4)) == [HOW, RESTING]
+    assert explanations(replace(FAST, processes=2)) == [HOW, AT_ONCE]
+    server = replace(report(), plan=replace(FAST, mode="server", rate_per_s=2e3))
+    assert "mode server: 2,000 queries a second arrive at random (Poisson): <code>" in page(server)
+    assert escape(SERVER) in page(server)
 
 
 def test_what_comes_from_outside_is_escaped(file: Path) -> None:
@@ -88,9 +146,12 @@ def test_what_comes_from_outside_is_escaped(file: Path) -> None:
 
 def test_table_lists_every_backend() -> None:
     made = table_of([case_report()])
-    assert made.count("<tr") == 6
-    assert made.count('class="ours"') == 1
-    assert made.count('class="out"') == 2
+    assert made.count("<tr") == 2 * 6  # what calls took, and what they cost beside
+    assert made.count('class="ours"') == 2
+    assert made.count('class="out"') == 4
+    head = made.partition("</thead>")[0]
+    assert "calls/s" not in head  # nobody has a figure there
+    assert head.index("x peer") < head.index("x eager")
 
 
 def test_plots_hold_the_figures() -> None:
@@ -99,8 +160,9 @@ def test_plots_hold_the_figures() -> None:
     assert (list(ours.x), list(ours.y)) == ([1, 16], [1e-5, 2e-5])  # by batch, whatever the order
     samples = {trace.name: trace for trace in throughput(cases).data}["fastgraph"]
     assert list(samples.y) == pytest.approx([1e5, 8e5])
-    bars = {trace.name: list(trace.x) for trace in speedup(cases).data}
+    bars = {trace.name: [x + trace.base for x in trace.x] for trace in speedup(cases).data}  # from eager's line
     assert bars["fastgraph"] == pytest.approx([2.5, 5.0])
+    assert all(trace.base == 1 and trace.textposition == "outside" for trace in speedup(cases).data)
     assert "eager" not in bars  # it is the line at 1
     assert "onnxruntime" not in bars  # wrong: it has no speed
     roof = {trace.name: trace for trace in roofline(cases).data}
