@@ -38,8 +38,8 @@ RESTING = (
     "processor time of all its threads from one call to the next, those that spin for work included."
 )
 AT_ONCE = (
-    "All processes of a backend call without rest at the same time, on the same cores, each with all threads. “calls/s” "
-    "is what they do together, and what ratios compare; times are those of single calls."
+    "All processes of a backend call without rest at the same time, on the same cores, each with all threads. "
+    "“calls/s” is what they do together, and what ratios compare; times are those of single calls."
 )
 SERVER = (
     "A query's time is that from its arrival to its answer, the wait behind earlier ones included; the moments are the "
