@@ -37,6 +37,10 @@ RESTING = (
     "Between calls the process sleeps, as a service does that waits for its next request; “cpu a call” is the "
     "processor time of all its threads from one call to the next, those that spin for work included."
 )
+AT_ONCE = (
+    "All processes of a backend call without rest at the same time, on the same cores, each with all threads. "
+    "“calls/s” is what they do together, and what ratios compare; times are those of single calls."
+)
 SERVER = (
     "A query's time is that from its arrival to its answer, the wait behind earlier ones included; the moments are the "
     "same for every backend."
@@ -120,6 +124,8 @@ def explanations(plan: Plan) -> list[str]:
     """What the figures of this kind of run mean."""
     if plan.rate_per_s is not None:
         return [HOW, RESTING, SERVER]
+    if plan.processes > 1:
+        return [HOW, AT_ONCE]
     return [HOW, RESTING] if plan.pause_s else [HOW, LIMIT]
 
 

@@ -58,7 +58,7 @@ def glance(cases: Sequence[CaseReport]) -> go.Figure:
         )  # fmt: skip
     figure.add_vline(x=1, line_dash="dash", line_color="#8b949e")
     _lay_out(figure, "x eager", "")
-    figure.update_xaxes(type="log", **_steps())
+    figure.update_xaxes(type="log", **_steps([x for trace in figure.data for x in trace.x]))
     figure.update_yaxes(autorange="reversed", showline=False, gridcolor="#d1d9e0")
     figure.update_layout(height=90 + 44 * len(labels))
     return figure
@@ -89,7 +89,7 @@ def speedup(cases: Sequence[CaseReport]) -> go.Figure:
     low, high = min([1.0, *ratios]), max([1.0, *ratios])
     room = 0.16 * math.log10(high / low) + 0.04  # for the figures at both ends
     figure.update_xaxes(
-        type="log", range=[math.log10(low) - (room if low < 1 else 0.02), math.log10(high) + room], **_steps()
+        type="log", range=[math.log10(low) - (room if low < 1 else 0.02), math.log10(high) + room], **_steps(ratios)
     )
     bars = len(figure.data) * len(cases)
     figure.update_layout(barmode="group", bargap=0.15, height=110 + 20 * bars)
@@ -130,8 +130,7 @@ def roofline(cases: Sequence[CaseReport]) -> go.Figure:
             label = f"{compute} {ceilings[compute] / 1e9:.0f} GFLOP/s, {name} {ceilings[name] / 1e9:.0f} GB/s"
             figure.add_scatter(
                 x=xs, y=ys, mode="lines+text", name=label, line={"color": "#8b949e", "dash": DASHES[name]},
-                text=[f"{name} {ceilings[name] / 1e9:.0f} GB/s", "", ""],
-                textposition="top center" if name == "L2" else "bottom right",
+                text=[name, "", ""], textposition="top left" if name == "L2" else "bottom right",
             )  # fmt: skip
     if compute in ceilings:
         roof = ceilings[compute] / 1e9
@@ -208,9 +207,10 @@ def median_ceilings(cases: Sequence[CaseReport]) -> dict[str, float]:
     return {name: median(v for case in cases for v in case.ceilings.get(name, ())) for name in names}
 
 
-def _steps() -> dict[str, list[float] | list[str]]:
-    """1, 3, 10, .. on a logarithmic axis: few enough for a phone."""
-    ticks = [step * 10.0**power for power in range(-3, 5) for step in (1, 3)]
+def _steps(values: Sequence[float]) -> dict[str, list[float] | list[str]]:
+    """1, 3, 10, .. on a logarithmic axis: few enough for a phone; more where all ``values`` are near 1."""
+    steps = (1, 3) if max([1.0, *values]) / min([1.0, *values]) > 10 else (1, 1.5, 2, 3, 5, 7)
+    ticks = [step * 10.0**power for power in range(-3, 5) for step in steps]
     return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 

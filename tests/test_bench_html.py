@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastgraph.bench import cli
-from fastgraph.bench.html import HOW, LIMIT, RESTING, SERVER, explanations, page, table_of
+from fastgraph.bench.html import AT_ONCE, HOW, LIMIT, RESTING, SERVER, explanations, page, table_of
 from fastgraph.bench.picture import draw
 from fastgraph.bench.plots import glance, latency, log_ticks, roofline, speedup, throughput, total
 from fastgraph.bench.report import Report
@@ -130,6 +130,7 @@ def processes() -> Report:
 def test_the_page_says_what_a_mode_measures() -> None:
     assert explanations(FAST) == [HOW, LIMIT]
     assert explanations(replace(FAST, pause_s=1e-4)) == [HOW, RESTING]
+    assert explanations(replace(FAST, processes=2)) == [HOW, AT_ONCE]
     server = replace(report(), plan=replace(FAST, mode="server", rate_per_s=2e3))
     assert "mode server: 2,000 queries a second arrive at random (Poisson): <code>" in page(server)
     assert escape(SERVER) in page(server)
