@@ -282,7 +282,13 @@ class TeamCall : public Board {
 }  // namespace
 
 void Lease::hold(int threads, OneThreadTime& time, double estimate_ns, Call call, const void* body) {
-  if (threads > 1 && team::is_spinning(threads, get_pool().workers_ns())) return hold_team(threads, call, body);
+  const bool known = !time.unknown(estimate_ns);
+  if (threads > 1 && (known || estimate_ns > kLong_ns) && team::is_spinning(threads, get_pool().workers_ns())) {
+    const int64_t start = now_ns();
+    hold_team(threads, call, body);
+    if (known) team::took(now_ns() - start, time.ns(estimate_ns));
+    return;
+  }
   if (threads < 2 || !get_pool().try_take()) {
     Lease alone(1, nullptr);
     return call(body, alone);

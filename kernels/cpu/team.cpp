@@ -18,6 +18,7 @@ constexpr int64_t kLookEvery_ns = 50'000;
 // What threads that are not ours compute between two looks before a team is looked for. (The system counts in ticks.)
 constexpr int64_t kSomebodyComputes_ns = 500'000;
 // A team that only our jobs keep awake falls asleep in such a break. The first comes soon; each, had it no effect, doubles the time to the next.
+constexpr int kSlowCalls = 2;
 constexpr int64_t kBreak_ns = 20'000'000, kFirstSpell_ns = 200'000'000, kLongestSpell_ns = 10'000'000'000;
 // Two readings of a running thread's clock, at the least 300 ns apart, differ by as much.
 constexpr int64_t kRuns_ns = 100;
@@ -66,6 +67,14 @@ class Team {
     return spins_ = threads_ == threads && runs() && !takes_break(now);
   }
 
+  void took(int64_t ns, double alone_ns) {
+    slow_ = double(ns) < alone_ns ? 0 : slow_ + 1;
+    if (slow_ < kSlowCalls) return;
+    slow_ = 0;
+    spins_ = false;
+    seen_ = break_end_ = read(CLOCK_MONOTONIC) + kBreak_ns;
+  }
+
  private:
   // Whether the team's first worker has a core now. It has none where its clock stands as it stood at the last look.
   bool runs() {
@@ -112,14 +121,16 @@ class Team {
   int64_t last_ = -1, others_ = -1, looked_ = 0;
   int64_t spell_ = 0, spell_end_ = 0, break_end_ = 0, seen_ = 0;
   bool spins_ = false;
+  int slow_ = 0;  // calls in a row
 };
+
+thread_local Team team;
 
 }  // namespace
 
-bool is_spinning(int threads, int64_t workers_ns) {
-  static thread_local Team team;
-  return team.is_spinning(threads, workers_ns);
-}
+bool is_spinning(int threads, int64_t workers_ns) { return team.is_spinning(threads, workers_ns); }
+
+void took(int64_t ns, double alone_ns) { team.took(ns, alone_ns); }
 
 void run(int threads, void (*function)(const void*, int), const void* body) {
   struct Region {
@@ -136,6 +147,7 @@ void run(int threads, void (*function)(const void*, int), const void* body) {
 #else
 
 bool is_spinning(int, int64_t) { return false; }
+void took(int64_t, double) {}
 void run(int, void (*function)(const void*, int), const void* body) { function(body, 0); }
 
 #endif

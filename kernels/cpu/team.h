@@ -24,4 +24,8 @@ void run(int threads, const Body& body) {
   run(threads, [](const void* p, int thread) { (*static_cast<const Body*>(p))(thread); }, &body);
 }
 
+// Tells how long a call on the team took that takes `alone_ns` on the caller alone. Where one thread would have been as fast, its
+// workers lose their cores to others: is_spinning says no for a moment.
+void took(int64_t ns, double alone_ns);
+
 }  // namespace fastgraph::team
