@@ -172,10 +172,12 @@ def timing(median_s: float, spread: float = 0.01, rounds: int = 9, calls: int = 
     return Timing(calls, rounds, median_s, median_s, median_s * spread, median_s * 1.2, None, medians)
 
 
-def case_report(batch: int = 16, ours_s: float = 2e-5, device: str = "cpu", usage: Usage | None = None) -> CaseReport:
+def case_report(
+    batch: int = 16, ours_s: float = 2e-5, device: str = "cpu", usage: Usage | None = None, spread: float = 0.04
+) -> CaseReport:
     """A case with a fast, a wrong, an absent and a noisy backend; eager takes 50 us."""
     limit = Limit("memory", "L3", 1.4e-5, 0.7)
-    eager, compiled, ours = timing(5e-5), timing(6e-5, spread=0.3), timing(ours_s, spread=0.04)
+    eager, compiled, ours = timing(5e-5), timing(6e-5, spread=0.3), timing(ours_s, spread)
     rows = (
         Row("eager", "ok", None, "cpu", 1e-5, 2e-3, 1e-7, 1e-8, 0.9859, True, 2_600_000,
             eager, batch / 5e-5, *[speed_ratio(eager, eager)] * 2, usage),
