@@ -33,6 +33,7 @@ constexpr double kLong_ns = 1e6;
 // Shorter ones are measured again, each so many wake-ups.
 constexpr double kDoubtless_ns = 300e3;
 constexpr int kRetry = 16;
+constexpr int kSlowCalls = 2, kAloneCalls = 64;
 
 int64_t thread_ns() {
 #if defined(__linux__)
@@ -160,6 +161,14 @@ namespace {
 // The board of our own workers.
 class Pool : public Board {
  public:
+  // Tells how long a call took that takes `alone_ns` on the caller alone. Where waking did not help, as from deep sleep, the next
+  // calls that would wake are the caller's own.
+  void took(int64_t ns, double alone_ns) {
+    if (!std::exchange(woke_, false)) return;
+    slow_ = double(ns) < 1.1 * alone_ns ? 0 : slow_ + 1;
+    if (slow_ == kSlowCalls) slow_ = 0, alone_calls_ = kAloneCalls;
+  }
+
   bool try_take() { return !taken_.exchange(true, std::memory_order_acquire); }
 
   void give_back() {
@@ -197,9 +206,14 @@ class Pool : public Board {
   bool is_worth_waking(const OneThreadTime& time, double estimate_ns) {
     if (estimate_ns > kLong_ns) return true;
     if (time.unknown(estimate_ns)) return false;
+    if (alone_calls_ > 0) {
+      alone_calls_--;
+      return false;
+    }
     const int64_t waking = waking_ns_.load(std::memory_order_relaxed);
     // What was slow once, beside another process, is tried again some time: a job on one thread, or waking.
-    if (time.ns(estimate_ns) > double(waking + 2 * kNotify_ns)) return time.ns(estimate_ns) > kDoubtless_ns || ++woken_ % kRetry != 0;
+    const double alone = time.ns(estimate_ns);
+    if (alone > double(waking + 2 * kNotify_ns)) return woke_ = alone > kDoubtless_ns || ++woken_ % kRetry != 0;
     if (waking > kWaking_ns) waking_ns_.store(waking - waking / 256, std::memory_order_relaxed);
     return false;
   }
@@ -242,6 +256,8 @@ class Pool : public Board {
   std::atomic<int64_t> waking_ns_{kWaking_ns}, woken_ns_{0};  // from a wake-up to the first draw, smoothed; and the last one's time
   Clock::time_point last_end_{};       // likewise
   unsigned woken_ = 0;                 // likewise
+  bool woke_ = false;                  // likewise: in this call
+  int slow_ = 0, alone_calls_ = 0;     // likewise
   std::mutex mutex_;
   std::condition_variable wake_;
 };
@@ -297,10 +313,11 @@ void Lease::hold(int threads, OneThreadTime& time, double estimate_ns, Call call
     ~Taken() { get_pool().give_back(); }
   } taken;
   Lease lease(get_pool().prepare(threads, time, estimate_ns), &get_pool());
-  if (lease.threads() > 1) return call(body, lease);
   const int64_t start = now_ns();
   call(body, lease);
-  time.measured(estimate_ns, double(now_ns() - start));
+  const int64_t took = now_ns() - start;
+  if (lease.threads() == 1) time.measured(estimate_ns, double(took));
+  else if (known) get_pool().took(took, time.ns(estimate_ns));
 }
 
 void Lease::hold_team(int threads, Call call, const void* body) {
