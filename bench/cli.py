@@ -186,7 +186,10 @@ def compare_reports(argv: Sequence[str]) -> int:
         before, after = Report.load(given.before), Report.load(given.after)
     except ReportError as error:
         parser.error(str(error))
-    found = compare.compare(before, after, given.backends, given.threshold, given.absolute)
+    try:
+        found = compare.compare(before, after, given.backends, given.threshold, given.absolute)
+    except ValueError as error:
+        parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
     if not found:
         parser.error(f"{given.before}: has no speed of {', '.join(given.backends)}: there is nothing to compare")

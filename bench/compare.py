@@ -62,8 +62,10 @@ def compare(
     """Compares the ``backends`` (option names) in every case of ``before``.
 
     Times are taken relative to eager's in the same round, unless ``absolute``: the machine may have been another, or
-    busier, and eager did not change.
+    busier, and eager did not change. ValueError where calls came otherwise in the two: with pauses, say.
     """
+    if str(before.plan) != str(after.plan):
+        raise ValueError(f"reports: need calls that come alike, got {before.plan} and {after.plan}")
     name = labels((*before.cases, *after.cases))
     later = {_key(case): case for case in after.cases}
     found = []

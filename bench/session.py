@@ -289,11 +289,15 @@ class Session:
         best = max(peers.values(), key=lambda timing: timing.calls_per_s) if peers else None
         for name, timing in timings.items():
             worker = self._workers[name]
+            try:
+                peak_bytes, usage = (worker.ask(what, limit_s=BLOCK_LIMIT_S) for what in ("peak_memory", "usage"))
+            except WorkerFailed:
+                peak_bytes, usage = None, None  # it ended after its last round, whose figures stand
             rows[name] = replace(
                 rows[name],
                 warmed_up=warm[name].stable,
-                peak_bytes=worker.ask("peak_memory", limit_s=BLOCK_LIMIT_S),
-                usage=worker.ask("usage", limit_s=BLOCK_LIMIT_S),
+                peak_bytes=peak_bytes,
+                usage=usage,
                 timing=timing,
                 samples_per_s=samples_per_s(timing, batch, plan),
                 ratio_to_eager=speed_ratio(timing, baseline) if baseline else None,

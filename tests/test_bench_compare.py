@@ -134,3 +134,12 @@ def test_a_case_that_is_not_in_both_is_said() -> None:
 
 def test_what_had_no_speed_before_cannot_lose_it() -> None:
     assert compare(report(), report(), ["openvino"], 0.05) == []
+
+
+def test_calls_that_came_otherwise_are_not_compared() -> None:
+    before = report(case_report(16, 2e-5))
+    paused = replace(before, plan=replace(before.plan, pause_s=1e-4))
+    with pytest.raises(
+        ValueError, match=r"reports: need calls that come alike, got mode rounds and mode rounds, 100.0 µs"
+    ):
+        compare(before, paused, ["fastgraph"], threshold=0.05)
