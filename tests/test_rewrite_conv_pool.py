@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastgraph.capture import capture
+from fastgraph.rewrite import rewrite
 from tests.test_rewrite_simplify import IMAGE, Function, randomised, rewritten
 
 
@@ -86,3 +88,22 @@ def test_what_aten_computes_faster_is_left_to_it(channels: int, width: int, fuse
     assert ("conv_pool" in names) is fuses
     reason = f"ATen is faster at {channels} input channels, a 3x3 kernel and rows of {width}"
     assert reasons.get("conv_pool") == (None if fuses else reason)
+
+
+class ComputedWidth(nn.Module):
+    """How wide the image is stands in a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(32, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+        columns = width.item()
+        torch._check(columns >= 4)
+        torch._check(columns <= 64)
+        return F.max_pool2d(torch.relu(self.conv(x[..., :columns])), 2)
+
+
+def test_a_width_that_is_computed_decides_nothing() -> None:
+    result = rewrite(capture(ComputedWidth().eval(), (torch.randn(2, 32, 16, 64), torch.tensor(20))).graph_module)
+    assert not [r for r in result.refusals if "faster" in r.reason]

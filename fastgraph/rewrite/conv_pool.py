@@ -91,8 +91,11 @@ class ConvPool:
 
 
 def _slower(conv: fx.Node) -> str | None:
+    """At the example's width; where that is computed from values, nothing is known of it."""
     weight, width = value(conv.args[1]).shape, value(conv).shape[-1]
     if not isinstance(width, int):
+        if not width.node.has_hint():
+            return None
         width = width.node.hint
     if value(conv).device.type == "cpu" and is_slower(weight, width):
         channels, *kernel = weight[1:]
