@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from fastgraph.aliases import Aliases, is_mutation
+from fastgraph.kernels.weights import has_version
 
 
 def constant_nodes(
@@ -43,7 +44,7 @@ def unversioned_nodes(
         if node not in constants:
             continue
         tensor = tensor_of(node) if node.op == "get_attr" else None
-        if (isinstance(tensor, torch.Tensor) and tensor.is_inference()) or not found.isdisjoint(node.all_input_nodes):
+        if (isinstance(tensor, torch.Tensor) and not has_version(tensor)) or not found.isdisjoint(node.all_input_nodes):
             found.add(node)
     return found
 

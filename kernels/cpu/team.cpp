@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t kLookEvery_ns = 50'000;
 // What threads that are not ours compute between two looks before a team is looked for. (The system counts in ticks.)
 constexpr int64_t kSomebodyComputes_ns = 500'000;
+constexpr int kSlowCalls = 2;  // in a row: then the team is left alone for a break
 // A team that only our jobs keep awake falls asleep in such a break. The first comes soon; each, had it no effect, doubles the time to the next.
-constexpr int kSlowCalls = 2;
 constexpr int64_t kBreak_ns = 20'000'000, kFirstSpell_ns = 200'000'000, kLongestSpell_ns = 10'000'000'000;
 // Two readings of a running thread's clock, at the least 300 ns apart, differ by as much.
 constexpr int64_t kRuns_ns = 100;
