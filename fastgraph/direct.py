@@ -33,7 +33,7 @@ DOORS: dict[Any, Callable[..., Any]] = {
 
 def through_door(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """`op`, one of `DOORS`, by its native door for inputs of a form that was seen before (3 us instead of 6)."""
-    door = open_door(op.kernels)
+    door = open_door(op.kernel)
     if door is None:
         return op
 
@@ -50,7 +50,7 @@ def through_door(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 def _admit(door: Any, op: Any, input: torch.Tensor) -> None:
     """Inputs like this one may pass the op's door from now on, if the kernel takes them as they are."""
     if (size := op.output_size(input)) is not None:
-        door.admit(input, size)
+        door.admit([input], [size])
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Direct:
 
     def _open_kernel(self, state: State, op: Any) -> None:
         """A door straight into the kernel of `op`, which is all of the program."""
-        door = open_door(op.kernels, self._watched, state.snapshot, structure=self._structure)
+        door = open_door(op.kernel, self._watched, state.snapshot, structure=self._structure)
         if door is not None:
             state.door, state.admit = door, partial(_admit, door, op)
 

@@ -1,6 +1,6 @@
 """The direct door: a call of one fused op on one tensor in one step from Python into native code and back.
 
-`kernels/cpu/door.cpp` is its other half: it looks whether the input is of a form that was admitted, whether somebody
+`kernels/runtime/guard.cpp` is its other half: it looks whether the input is of a form that was admitted, whether somebody
 watches or wants gradients, and whether parameters and modules are what they were; then it runs the kernel. In all other
 cases it returns None, and the caller goes the general way, which also raises the errors. A gate only looks, for callers
 who then run several operators.
@@ -33,7 +33,7 @@ WATCHERS: list[tuple[Callable[[], Any], Callable[[], bool] | None]] = [
 ]
 
 _module = native.kernels()
-IS_SUPPORTED = _module is not None and _module.Door.is_supported()
+IS_SUPPORTED = _module is not None and _module.FastPath.is_supported()
 
 
 def is_quiet() -> bool:
@@ -48,24 +48,24 @@ def is_quiet() -> bool:
 
 
 def open_door(
-    kernels: dict[str, Any],
+    kernel: Any,
     slots: Sequence[tuple[dict[str, Any], str]] = (),
     snapshot: Snapshot | None = None,
     structure: Any = None,
 ) -> Any:
-    """The door to packed `kernels`, shut as soon as what `slots` hold is no longer what `snapshot` saw.
+    """The door to a packed `kernel`, shut as soon as what `slots` hold is no longer what `snapshot` saw.
 
-    kernels: `conv_pool`, `mlp`, or both, as of an op's `Direct`. None where there can be no door: without kernels for
+    kernel: as of an op's `Direct`. None where there can be no door: without a kernel for
     these tensors, with parameters that have no version, and where torch does not let native code look at tensors.
     Without a snapshot the caller sees to it that the weights are fresh and that nobody watches.
     structure: a `kernels.structure.Structure`; the door is shut while it is changed too.
-    Call the door with the input after `door.admit(input, size)`, which lets in all of the same dtype and shape.
+    Call the door with the input after `door.admit([input], [size])`, which lets in all of the same dtype and shape.
     """
-    if not IS_SUPPORTED or not kernels or (snapshot is not None and snapshot.seen is None):
+    if not IS_SUPPORTED or kernel is None or (snapshot is not None and snapshot.seen is None):
         return None
     assert _module is not None
     watchers, watched = ([], []) if snapshot is None else (WATCHERS, _watched(slots, snapshot))
-    return _module.Door(watchers, watched, kernels.get("conv_pool"), kernels.get("mlp"), structure)
+    return _module.FastPath(watchers, watched, kernel, structure)
 
 
 def open_gate(
@@ -81,7 +81,7 @@ def open_gate(
     if not IS_SUPPORTED or snapshot.seen is None:
         return None
     assert _module is not None
-    return _module.Gate(WATCHERS, _watched(slots, snapshot), structure, strides)
+    return _module.Guard(WATCHERS, _watched(slots, snapshot), structure, strides)
 
 
 def _watched(slots: Sequence[tuple[dict[str, Any], str]], snapshot: Snapshot) -> list[tuple[Any, ...]]:

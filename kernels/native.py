@@ -9,7 +9,9 @@ import importlib
 import os
 import platform
 import warnings
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal, overload
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -51,17 +53,57 @@ def _no_kernels(machine: str, reason: str) -> str:
 _capability = _choose(os.environ.get("FASTGRAPH_CPU"), _native.isas() if _native else [])
 if _native is None and "FASTGRAPH_CPU" not in os.environ:
     warnings.warn(_no_kernels(platform.machine(), _missing), RuntimeWarning, stacklevel=2)
-elif _capability != "aten":
-    assert _native is not None
+elif _native is not None and os.environ.get("FASTGRAPH_CPU") and _capability != "aten":
     _native.select_isa(_capability)
 
 
-def cpu_capability() -> str:
+@dataclass(frozen=True)
+class Family:
+    """A table of kernels, of which the best row is used that this processor can run."""
+
+    name: str  # "gemm_f32", "gemm_bf16", ...
+    row: str  # the row in use
+    gain: float | None  # measured speed of the best row that can be had against the next, where features may be slower
+
+
+@dataclass(frozen=True)
+class CpuDetails:
+    """What `cpu_capability(details=True)` returns."""
+
+    capability: str
+    features: dict[str, bool]  # by their names in /proc/cpuinfo: the processor has it and the system lets it be used
+    families: tuple[Family, ...]
+
+    def __str__(self) -> str:
+        features = " ".join(name for name, is_there in self.features.items() if is_there) or "none that matters here"
+        lines = [f"{self.capability}; the processor has {features}"]
+        for family in self.families:
+            measured = "" if family.gain is None else f" (measured: the best row has {family.gain:.2f} times the speed)"
+            lines.append(f"{family.name}: {family.row}{measured}")
+        return "\n".join(lines)
+
+
+@overload
+def cpu_capability(*, details: Literal[False] = False) -> str: ...
+@overload
+def cpu_capability(*, details: Literal[True]) -> CpuDetails: ...
+def cpu_capability(*, details: bool = False) -> str | CpuDetails:
     """What CPU calls run on: "avx512_bf16" (AVX-512 with bf16 dot products), "avx512", "avx2", "scalar", or "aten".
 
     "aten" means that the compiled kernels are not used.
+    details: a `CpuDetails` instead, with the processor's features and the kernels in use; print it.
     """
-    return _capability
+    if not details:
+        return _capability
+    if _native is None or _capability == "aten":
+        return CpuDetails(_capability, _native.features() if _native else {}, ())
+    families = tuple(Family(name, row, gain or None) for name, row, gain in _native.families())
+    return CpuDetails(_capability, _native.features(), families)
+
+
+def isa() -> str:
+    """The capability for which weights are packed now."""
+    return _native.isa() if _native else "aten"
 
 
 def kernels() -> ModuleType | None:

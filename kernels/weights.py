@@ -70,15 +70,20 @@ class Packed:
             packed = self._pack(tensors, *arguments)
             present = [t for t in tensors if t is not None]
             if all(has_version(t) for t in present):
-                key = (tuple(t is None for t in tensors), arguments)
+                key = self._key(tensors, arguments)
                 entries = self._entries.get(present[0], [])
                 self._entries[present[0]] = [(Snapshot(present), key, packed), *entries[: _KEEP - 1]]
         return packed
 
+    @staticmethod
+    def _key(tensors: Sequence[torch.Tensor | None], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What else packed weights depend on: an object has the kernels that it was packed for."""
+        return tuple(t is None for t in tensors), arguments, native.isa()
+
     def find(self, tensors: Sequence[torch.Tensor | None], *arguments: Any) -> Any:
         """What `get` kept for these tensors, which it was given like this and which have not changed; else None."""
         present = [t for t in tensors if t is not None]
-        key = (tuple(t is None for t in tensors), arguments)
+        key = self._key(tensors, arguments)
         for snapshot, packed_key, packed in self._entries.get(present[0], ()):
             if packed_key == key and snapshot.matches(present):
                 return packed

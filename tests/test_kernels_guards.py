@@ -45,7 +45,7 @@ def test_mlp(sizes: list[int], generator: torch.Generator) -> None:
         assert expected.isfinite().all()
         for threads in (1, 3):
             y = result(expected.numel())
-            plan.run(guarded(x).data_ptr(), sizes[0], rows, y.data_ptr() + 4 * GUARD, threads)
+            plan.run([guarded(x)], [y[GUARD:-GUARD]], threads)
             check(y, expected)
 
 
@@ -58,13 +58,15 @@ def test_conv_pool_and_conv_pool_mlp(name: str, generator: torch.Generator) -> N
     plan = conv_pool.packed(guarded(weight), guarded(bias), tuple(geometry))
     weights, biases = layers(generator, [pooled.shape[3], 20, 3])
     then = mlp.packed(weights, biases, ["relu", "none"])
+    module = native.kernels()
+    assert module is not None
+    both = module.ConvPoolMlp(plan, then)
     rows = torch.ops.fastgraph.mlp.default(pooled.view(-1, pooled.shape[3]), weights, biases, ["relu", "none"])
-    batch, _, height, width = x.shape
     for threads in (1, 3):
         image = guarded(x)
         y = result(pooled.numel())
-        plan.run(image.data_ptr(), batch, height, width, y.data_ptr() + 4 * GUARD, threads)
+        plan.run([image], [y[GUARD:-GUARD]], threads)
         check(y, pooled)
         y = result(rows.numel())
-        plan.run_mlp(then, image.data_ptr(), batch, height, width, y.data_ptr() + 4 * GUARD, threads)
+        both.run([image], [y[GUARD:-GUARD]], threads)
         check(y, rows)

@@ -33,7 +33,7 @@ def sources() -> dict[Path, list[str]]:
     assert target is not None
     flags = dict(re.findall(r'set_source_files_properties\((\S+) PROPERTIES COMPILE_OPTIONS "([^"]*)"', build))
     names = [name for name in target[1].split() if name.endswith(".cpp")]
-    others = {"kernels/cpu/bindings.cpp", "kernels/cpu/door.cpp", "kernels/cpu/structure.cpp", "kernels/cpu/arena.cpp"}
+    others = {f"kernels/runtime/{name}.cpp" for name in ("bindings", "guard", "structure")} | {"kernels/cpu/arena.cpp"}
     core = [name for name in names if name not in others]
     assert set(names) - set(core) == others
     own = sorted((ROOT / "tests/native").glob("*.cpp"))
@@ -43,8 +43,7 @@ def sources() -> dict[Path, list[str]]:
 
 def is_run_here(source: Path) -> bool:
     """False for the kernels of an ISA that this machine does not have."""
-    isa = re.fullmatch(r"isa_(\w+)\.cpp", source.name)
-    return isa is None or not ISAS or isa[1] in ISAS
+    return source.parent.name != "isa" or not ISAS or source.stem in ISAS
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done.returncode == 0, done.stderr
         return built
 
-    slowest_first = sorted(sources().items(), key=lambda item: "isa_" not in item[0].name)
+    slowest_first = sorted(sources().items(), key=lambda item: item[0].parent.name != "isa")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(build, slowest_first))
     done = compiler(*SANITIZERS, "-pthread", *objects, "-o", folder / "sanitize")

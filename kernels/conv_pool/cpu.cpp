@@ -8,9 +8,6 @@
 
 #include "../cpu/arena.h"
 #include "../cpu/bf16.h"
-#include "../cpu/isa.h"
-#include "../cpu/pool.h"
-#include "../mlp/cpu.h"
 
 namespace fastgraph {
 namespace {
@@ -29,9 +26,6 @@ constexpr int64_t kMinGroup = 24;  // several whole tiles of channels on any ISA
 
 // Longest sum in the transformed domain: rounding errors of longer ones would show (see winograd.h).
 constexpr int64_t kMaxWinogradTaps = 256;
-
-// Rows of an mlp that follows, taken at once: their activations stay in L1 and L2.
-constexpr int64_t kMlpRows = 96;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a) { return ceil_div(a, kLanes) * kLanes; }
@@ -99,8 +93,9 @@ struct Norms {
 
 }  // namespace
 
-ConvPool::ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias, bool bf16)
+ConvPool::ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias, bool bf16, const ConvPoolKernels& kernels)
     : geometry_(geometry),
+      kernels_(kernels),
       weight_(weight, weight + geometry.out_channels * geometry.in_channels * geometry.kernel_h * geometry.kernel_w),
       winograd_(winograd_weight(geometry, weight_)),
       bias_(size_t(geometry.out_channels), 0.0f) {
@@ -117,12 +112,10 @@ ConvPool::ConvPool(const ConvPoolGeometry& geometry, const float* weight, const 
   }
   bound_ = float(bound);
   if (!(bound_ > 0)) winograd_.clear();
-  if (bf16 && isa().conv_pool.dots) winograd_pairs_ = pair_up(geometry_, winograd_);
+  if (bf16 && kernels.dots) winograd_pairs_ = pair_up(geometry_, winograd_);
   if (!winograd_pairs_.empty()) winograd_.clear();
   weight_norm_ = float(largest);
 }
-
-bool ConvPool::has_winograd() const { return !winograd_.empty() || (!winograd_pairs_.empty() && isa().conv_pool.dots); }
 
 ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int threads) const {
   const ConvPoolGeometry& g = geometry_;
@@ -170,9 +163,10 @@ ConvPoolShape ConvPool::shape(int64_t height, int64_t width, int64_t batch, int 
   return s;
 }
 
-ConvPoolCall ConvPool::call(const ConvPoolShape& s, std::vector<int64_t>& offsets) const {
+ConvPoolStrips ConvPool::strips(const View& x, int threads) const {
   const ConvPoolGeometry& g = geometry_;
-  offsets.resize(size_t(2 * s.taps));
+  const ConvPoolShape s = shape(x.sizes[2], x.sizes[3], x.sizes[0], threads);
+  std::vector<int64_t> offsets(size_t(2 * s.taps));
   int64_t k = 0;
   for (int64_t c = 0; c < g.in_channels; c++)
     for (int64_t y = 0; y < g.kernel_h; y++)
@@ -181,56 +175,42 @@ ConvPoolCall ConvPool::call(const ConvPoolShape& s, std::vector<int64_t>& offset
         offsets[size_t(k)] = 4 * (((c * s.window_rows + row) * g.stride_w + column % g.stride_w) * s.phase_width + column / g.stride_w);
         offsets[size_t(s.taps + k)] = 4 * ((c * s.height + row) * s.width + column);
       }
-  return {s, weight_.data(), winograd_.empty() ? nullptr : winograd_.data(),
-          winograd_pairs_.empty() || !isa().conv_pool.dots ? nullptr : winograd_pairs_.data(), bias_.data(), bound_, weight_norm_, offsets.data(), offsets.data() + s.taps};
+  const int64_t *window_offsets = offsets.data(), *image_offsets = window_offsets + s.taps;
+  return {{s, weight_.data(), winograd_.empty() ? nullptr : winograd_.data(), winograd_pairs_.empty() ? nullptr : winograd_pairs_.data(),
+           bias_.data(), bound_, weight_norm_, window_offsets, image_offsets},
+          std::move(offsets), static_cast<const float*>(x.data), x.sizes[0], ceil_div(s.out_height, s.strip_rows)};
 }
 
-void ConvPool::run_strip(const ConvPoolCall& call, const float* x, int64_t batch, int64_t image, int64_t first, int64_t count, float* out,
-                         int64_t out_channel, float* scratch) const {
-  const int64_t image_floats = geometry_.in_channels * call.shape.height * call.shape.width;
-  isa().conv_pool.strip(call, x + image * image_floats, (batch - image) * image_floats, first, count, out, out_channel, scratch);
+ConvPoolStrip ConvPool::strip(const ConvPoolStrips& strips, int64_t chunk) const {
+  const ConvPoolShape& s = strips.call.shape;
+  const int64_t first = chunk % strips.per_image * s.strip_rows;
+  return {chunk / strips.per_image, first, std::min(s.strip_rows, s.out_height - first)};
 }
 
-double ConvPool::work_ns(const ConvPoolShape& s, int64_t batch) const {
-  return double(batch * s.conv_height * s.conv_width) * double(geometry_.out_channels * s.taps) / 16;
+void ConvPool::run_strip(const ConvPoolStrips& strips, const ConvPoolStrip& strip, float* out, int64_t out_channel, float* scratch) const {
+  const int64_t image_floats = geometry_.in_channels * strips.call.shape.height * strips.call.shape.width;
+  kernels_.strip(strips.call, strips.images + strip.image * image_floats, (strips.batch - strip.image) * image_floats, strip.first, strip.count,
+                 out, out_channel, scratch);
 }
 
-void ConvPool::run(const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const {
-  const ConvPoolShape s = shape(height, width, batch, threads);
-  std::vector<int64_t> offsets;
-  const ConvPoolCall shared = call(s, offsets);
-  const int64_t strips = ceil_div(s.out_height, s.strip_rows);
+double ConvPool::estimate_ns(const View* inputs) const {
+  const ConvPoolGeometry& g = geometry_;
+  const int64_t* sizes = inputs[0].sizes;
+  const int64_t height = conv_size(sizes[2], g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
+  const int64_t width = conv_size(sizes[3], g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
+  return double(sizes[0] * height * width) * double(g.out_channels * g.in_channels * g.kernel_h * g.kernel_w) / 16;
+}
+
+void ConvPool::run(const View* inputs, const View* outputs, Lease& lease) const {
+  const ConvPoolStrips all = strips(inputs[0], lease.threads());
+  const ConvPoolShape& s = all.call.shape;
   const int64_t out_floats = s.out_height * s.out_width;
-  const auto run_chunk = [&](int64_t chunk) {
-    const int64_t n = chunk / strips, first = chunk % strips * s.strip_rows, count = std::min(s.strip_rows, s.out_height - first);
-    float* out = y + n * geometry_.out_channels * out_floats + first * s.out_width;
-    run_strip(shared, x, batch, n, first, count, out, out_floats, thread_arena(s.scratch_floats));
-  };
-  Lease::hold(threads, time_, work_ns(s, batch), [&](Lease& lease) { lease.run(batch * strips, run_chunk); });
-}
-
-void ConvPool::run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const {
-  const ConvPoolShape s = shape(height, width, batch, threads);
-  std::vector<int64_t> offsets;
-  const ConvPoolCall shared = call(s, offsets);
-  const int64_t strips = ceil_div(s.out_height, s.strip_rows), channels = geometry_.out_channels;
-  const int64_t features = mlp.out_features();
-  const int64_t strip_rows = channels * s.strip_rows;
-  const double rows = double(batch * channels * s.out_height);
-  const auto run_chunk = [&](int64_t chunk) {
-    const int64_t n = chunk / strips, first = chunk % strips * s.strip_rows, count = std::min(s.strip_rows, s.out_height - first);
-    float* scratch = thread_arena(round_up(s.scratch_floats) + round_up(strip_rows * s.out_width) + round_up(strip_rows * features) +
-                                  mlp.scratch_floats(kMlpRows));
-    float* pooled = scratch + round_up(s.scratch_floats);  // [channels][count][out_width]
-    float* result = pooled + round_up(strip_rows * s.out_width);
-    float* mlp_scratch = result + round_up(strip_rows * features);
-    run_strip(shared, x, batch, n, first, count, pooled, count * s.out_width, scratch);
-    for (int64_t row = 0; row < channels * count; row += kMlpRows)
-      mlp.run_block(pooled + row * s.out_width, s.out_width, std::min(kMlpRows, channels * count - row), result + row * features, mlp_scratch);
-    for (int64_t o = 0; o < channels; o++)
-      std::copy(result + o * count * features, result + (o + 1) * count * features, y + ((n * channels + o) * s.out_height + first) * features);
-  };
-  Lease::hold(threads, time_, work_ns(s, batch) + rows * double(mlp.multiply_adds()) / 16, [&](Lease& lease) { lease.run(batch * strips, run_chunk); });
+  auto* const y = static_cast<float*>(outputs[0].data);
+  lease.run(all.count(), [&](int64_t chunk) {
+    const ConvPoolStrip one = strip(all, chunk);
+    float* out = y + one.image * geometry_.out_channels * out_floats + one.first * s.out_width;
+    run_strip(all, one, out, out_floats, thread_arena(s.scratch_floats));
+  });
 }
 
 }  // namespace fastgraph

@@ -8,10 +8,9 @@
 
 #include <stdint.h>
 
-#include <memory>
 #include <vector>
 
-#include "../cpu/work.h"
+#include "../cpu/kernel.h"
 
 namespace fastgraph {
 
@@ -65,6 +64,7 @@ struct ConvPoolCall {
   const int64_t *window_offsets, *image_offsets;
 };
 
+// A row of the family conv_pool.
 struct ConvPoolKernels {
   // Pooled rows [first, first + count) of one image [C, H, W], of which `readable` floats may be read, to
   // out[o * out_channel + (row - first) * out_width]. scratch holds shape.scratch_floats floats.
@@ -73,38 +73,52 @@ struct ConvPoolKernels {
   bool dots;  // takes winograd_pairs
 };
 
-class Lease;
-class Mlp;
+// One call: its shape, and the strips of pooled rows that are its chunks.
+struct ConvPoolStrips {
+  ConvPoolCall call;
+  std::vector<int64_t> offsets;  // call points into it
+  const float* images;
+  int64_t batch, per_image;
 
-class ConvPool {
+  int64_t count() const { return batch * per_image; }
+};
+
+// Strip `chunk`: of which image, and which pooled rows.
+struct ConvPoolStrip {
+  int64_t image, first, count;
+};
+
+class ConvPool : public Kernel {
  public:
-  // weight [O, C, kernel_h, kernel_w] contiguous, bias [O] or null; both are copied. With `bf16`, where isa() has dot products,
-  // Winograd's pixels and weights are rounded to bf16.
-  ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias, bool bf16 = false);
+  // weight [O, C, kernel_h, kernel_w] contiguous, bias [O] or null; both are copied. With `bf16`, where the kernels have dot
+  // products, Winograd's pixels and weights are rounded to bf16.
+  ConvPool(const ConvPoolGeometry& geometry, const float* weight, const float* bias, bool bf16, const ConvPoolKernels& kernels);
 
-  // y[N, O, out_height, out_width] = max_pool(relu(conv(x[N, C, H, W]))), both contiguous.
-  void run(const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const;
+  using Kernel::run;
 
-  // y[N * O * out_height, mlp.out_features] = mlp of every pooled row; needs out_width == mlp.in_features.
-  void run_mlp(const Mlp& mlp, const float* x, int64_t batch, int64_t height, int64_t width, float* y, int threads) const;
+  // max_pool(relu(conv(x[N, C, H, W]))) as [N, O, out_height, out_width]
+  double estimate_ns(const View* inputs) const override;
+  void run(const View* inputs, const View* outputs, Lease& lease) const override;
 
   // Throws std::invalid_argument where the kernel or the pool does not fit into the image.
   ConvPoolShape shape(int64_t height, int64_t width, int64_t batch, int threads) const;
 
-  int64_t packed_bytes() const { return int64_t((weight_.size() + winograd_.size() + winograd_pairs_.size() + bias_.size()) * sizeof(float)); }
+  ConvPoolStrips strips(const View& x, int threads) const;
+  ConvPoolStrip strip(const ConvPoolStrips& strips, int64_t chunk) const;
+  // To out[o * out_channel + (row - first) * out_width]; scratch holds shape.scratch_floats floats.
+  void run_strip(const ConvPoolStrips& strips, const ConvPoolStrip& strip, float* out, int64_t out_channel, float* scratch) const;
+
+  int64_t out_channels() const { return geometry_.out_channels; }
+  int64_t packed_bytes() const override { return int64_t((weight_.size() + winograd_.size() + winograd_pairs_.size() + bias_.size()) * sizeof(float)); }
 
  private:
-  ConvPoolCall call(const ConvPoolShape& shape, std::vector<int64_t>& offsets) const;
-  void run_strip(const ConvPoolCall& call, const float* x, int64_t batch, int64_t image, int64_t first, int64_t count, float* out,
-                 int64_t out_channel, float* scratch) const;
-  bool has_winograd() const;
-  double work_ns(const ConvPoolShape& shape, int64_t batch) const;
+  bool has_winograd() const { return !winograd_.empty() || !winograd_pairs_.empty(); }
 
   ConvPoolGeometry geometry_;
+  const ConvPoolKernels& kernels_;
   std::vector<float> weight_, winograd_, bias_;
   std::vector<uint32_t> winograd_pairs_;
   float bound_, weight_norm_;
-  mutable OneThreadTime time_;
 };
 
 }  // namespace fastgraph

@@ -1,6 +1,6 @@
 // The conv_pool kernel, compiled once per ISA.
 #include "../cpu/activation.h"
-#include "../cpu/tile.h"
+#include "../cpu/gemm/tile.h"
 #include "cpu.h"
 #include "winograd.h"
 

@@ -159,8 +159,7 @@ def run(packed_conv: Any, image: torch.Tensor, size: tuple[int, ...]) -> torch.T
         for part, to in widened(image, output):
             to.copy_(run(packed_conv, part, tuple(to.shape)))
     elif image.shape[0]:
-        batch, _, height, width = image.shape
-        packed_conv.run(image.data_ptr(), batch, height, width, output.data_ptr(), torch.get_num_threads())
+        packed_conv.run([image], [output], torch.get_num_threads())
     return output
 
 
@@ -240,12 +239,12 @@ class Direct:
         self._arguments = (weight, bias, *geometry)
         self._geometry = geometry
         taken = native.takes(weight, bias) and weight.numel() > 0
-        self.kernels = {"conv_pool": packed(weight, bias, geometry)} if taken else {}
+        self.kernel = packed(weight, bias, geometry) if taken else None
         self._checked: tuple[Any, Any] = (None, None)  # the last input shape, and the result's
 
     def output_size(self, input: torch.Tensor) -> tuple[int, ...] | None:
         """Size of the result where the kernel takes this input as it is, else None. Errors as those of the op."""
-        if not self.kernels or not native.is_plain(input, torch.float32) or not input.is_contiguous():
+        if self.kernel is None or not native.is_plain(input, torch.float32) or not input.is_contiguous():
             return None
         shape, size = self._checked
         if input.shape != shape:
@@ -259,7 +258,7 @@ class Direct:
         size = self.output_size(input)
         if size is None:
             return torch.ops.fastgraph.conv_pool.default(input, *self._arguments)
-        return run(self.kernels["conv_pool"], input, size)
+        return run(self.kernel, input, size)
 
     def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         """`call`, which computes what this does, with gradients for the input and the op's arguments."""

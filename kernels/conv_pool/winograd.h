@@ -17,7 +17,7 @@
 #pragma once
 
 #include "../cpu/activation.h"
-#include "../cpu/tile.h"
+#include "../cpu/gemm/tile.h"
 #include "cpu.h"
 
 namespace fastgraph {

@@ -70,16 +70,23 @@ def row_by_row(input: torch.Tensor, arguments: Arguments) -> bool:
     return bool(conv_pool.output_shape(input, weight, geometry)[3] == weights[0].shape[1])
 
 
-def run(packed_conv: Any, packed_mlp: Any, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def packed(arguments: Arguments) -> Any:
+    """The packed weights of both, as one kernel."""
+    weight, bias, geometry, weights, biases, activations = split(arguments)
+    module = native.kernels()
+    assert module is not None
+    return module.ConvPoolMlp(conv_pool.packed(weight, bias, geometry), mlp.packed(weights, biases, activations))
+
+
+def run(kernel: Any, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The kernel on images [B, C, H, W], contiguous, fp32 or bf16; `size` is that of the result."""
     output = image.new_empty(*size)
-    batch, _, height, width = image.shape
+    batch = image.shape[0]
     if batch and image.dtype is not torch.float32:
         for part, to in conv_pool.widened(image, output.view(batch, size[0] // batch, size[1])):
-            to.copy_(run(packed_conv, packed_mlp, part, (to.shape[0] * to.shape[1], size[1])).view(to.shape))
+            to.copy_(run(kernel, part, (to.shape[0] * to.shape[1], size[1])).view(to.shape))
     elif batch:
-        threads = torch.get_num_threads()
-        packed_conv.run_mlp(packed_mlp, image.data_ptr(), batch, height, width, output.data_ptr(), threads)
+        kernel.run([image], [output], torch.get_num_threads())
     return output
 
 
@@ -97,9 +104,7 @@ def conv_pool_mlp_cpu(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
     taken = native.takes(weight, bias, *weights, *biases) and native.is_plain(input)
     if not taken or weight.numel() == 0 or not row_by_row(input, arguments):
         return in_two(input, arguments)
-    packed_conv = conv_pool.packed(weight, bias, geometry)
-    packed_mlp = mlp.packed(weights, biases, activations)
-    return run(packed_conv, packed_mlp, input.contiguous(), output_shape(input, arguments))
+    return run(packed(arguments), input.contiguous(), output_shape(input, arguments))
 
 
 def conv_pool_mlp_aten(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -151,15 +156,12 @@ class Direct:
         mlp.check_layers("conv_pool_mlp", weights, biases, activations)
         self._arguments = arguments
         taken = native.takes(weight, bias, *weights, *biases) and weight.numel() > 0
-        self.kernels: dict[str, Any] = {}
-        if taken:
-            self.kernels["conv_pool"] = conv_pool.packed(weight, bias, geometry)
-            self.kernels["mlp"] = mlp.packed(weights, biases, activations)
+        self.kernel = packed(arguments) if taken else None
         self._checked: tuple[Any, Any] = (None, None)  # the last input shape, and the result's
 
     def output_size(self, input: torch.Tensor) -> tuple[int, int] | None:
         """Size of the result where the kernel takes this input as it is, else None. Errors as those of the op."""
-        if not self.kernels or not native.is_plain(input, torch.float32) or not input.is_contiguous():
+        if self.kernel is None or not native.is_plain(input, torch.float32) or not input.is_contiguous():
             return None
         shape, size = self._checked
         if input.shape != shape:
@@ -172,7 +174,7 @@ class Direct:
         size = self.output_size(input)
         if size is None:
             return torch.ops.fastgraph.conv_pool_mlp.default(input, *self._arguments)
-        return run(self.kernels["conv_pool"], self.kernels["mlp"], input, size)
+        return run(self.kernel, input, size)
 
     def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         """`call`, which computes what this does, with gradients for the input and the op's arguments."""

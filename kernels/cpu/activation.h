@@ -5,7 +5,7 @@
 // Functions" (1980), chapter 6. NaN goes through every one of them.
 #pragma once
 
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace fastgraph {
 

@@ -12,7 +12,6 @@ activation is "none", one of `ACTIVATIONS`, or several joined by "+"; softmax an
 RuntimeError for tensors that do not fit together, ValueError for activations.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,13 +105,10 @@ def packed(weights: Weights, biases: Biases, activations: Sequence[str]) -> Any:
     return _packed.get([*weights, *biases], tuple(activations))
 
 
-def run(packed_mlp: Any, rows: torch.Tensor, count: int, stride: int, *size: int) -> torch.Tensor:
-    """The kernel on `count` rows of contiguous features, `stride` elements apart; `size` is that of the result."""
+def run(packed_mlp: Any, rows: torch.Tensor, *size: int) -> torch.Tensor:
+    """The kernel on rows, contiguous or a matrix with contiguous rows; `size` is that of the result."""
     output = rows.new_empty(size)
-    if rows.dtype is torch.bfloat16:
-        packed_mlp.run_bf16(rows.data_ptr(), stride, count, output.data_ptr(), torch.get_num_threads())
-        return output
-    packed_mlp.run(rows.data_ptr(), stride, count, output.data_ptr(), torch.get_num_threads())
+    packed_mlp.run([rows], [output], torch.get_num_threads())
     return output
 
 
@@ -130,7 +126,7 @@ def mlp_cpu(input: torch.Tensor, weights: Weights, biases: Biases, activations: 
     rows = input if input.dim() == 2 else _as_rows(input)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     size = (*input.shape[:-1], weights[-1].shape[0])
-    return run(packed_mlp, rows, rows.shape[0], rows.stride(0), *size)
+    return run(packed_mlp, rows, *size)
 
 
 def _as_rows(input: torch.Tensor) -> torch.Tensor:
@@ -239,11 +235,11 @@ class Direct:
         self._arguments = (list(weights), list(biases), list(activations))
         self._in_features, self._out_features = weights[0].shape[1], weights[-1].shape[0]
         taken = native.takes(*weights, *biases)
-        self.kernels = {"mlp": packed(weights, biases, activations)} if taken else {}
+        self.kernel = packed(weights, biases, activations) if taken else None
 
     def output_size(self, input: torch.Tensor) -> tuple[int, ...] | None:
         """Size of the result where the kernel takes this input, [..., in_features], else None."""
-        if not self.kernels or not native.is_plain(input, torch.float32):
+        if self.kernel is None or not native.is_plain(input, torch.float32):
             return None
         shape = input.shape
         return (*shape[:-1], self._out_features) if shape and shape[-1] == self._in_features else None
@@ -253,8 +249,7 @@ class Direct:
         if size is None:
             return torch.ops.fastgraph.mlp.default(input, *self._arguments)
         rows = input if len(size) == 2 and input.stride(1) == 1 else input.contiguous()
-        stride = rows.stride(0) if len(size) == 2 else self._in_features
-        return run(self.kernels["mlp"], rows, math.prod(size[:-1]), stride, *size)
+        return run(self.kernel, rows, *size)
 
     def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         """`call`, which computes what this does, with gradients for the input and the op's arguments."""

@@ -43,4 +43,3 @@ inline simde__m512 zextps256_ps512(__m256 a) {
 #define _mm512_zextps256_ps512 emulated::zextps256_ps512
 
 #define __AVX512F__ 1
-#define __builtin_cpu_supports(feature) 1

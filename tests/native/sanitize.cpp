@@ -12,8 +12,8 @@
 #include <string>
 #include <thread>
 
-#include "../../kernels/cpu/isa.h"
-#include "../../kernels/cpu/pool.h"
+#include "../../kernels/conv_pool_mlp/cpu.h"
+#include "../../kernels/runtime/families.h"
 #include "guarded.h"
 #include "reference.h"
 
@@ -59,22 +59,29 @@ bool is_same(float a, float b) { return memcmp(&a, &b, sizeof(a)) == 0 || (std::
 
 std::vector<std::string> supported() {
   std::vector<std::string> names;
-  for (int i = 0; i < kIsaCount; i++)
-    if (kIsas[i]->supported()) names.push_back(kIsas[i]->name);
+  for (int i = 0; i < kCapabilityCount; i++)
+    if (kCapabilities[i].is_supported()) names.push_back(kCapabilities[i].name);
   return names;
 }
 
-// Calls run(y, threads) on every ISA, alone and with a number of threads: the same bits every time, close to what is expected.
-template <class Run>
-void check(const std::vector<Bounded>& expected, std::vector<Guarded*> inputs, int threads, const std::string& where, const Run& run) {
+View view(Guarded& values, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  return {values.data(), DType::f32, int(sizes.size()), sizes.data(), strides.data()};
+}
+
+// Packs on every ISA, pack() giving a kernel, and runs it on x alone and with a number of threads: the same bits every time, close to
+// what is expected. The result's sizes are of no interest to a kernel.
+template <class Pack>
+void check(const std::vector<Bounded>& expected, std::vector<Guarded*> inputs, const View& x, int threads, const std::string& where, const Pack& pack) {
   std::unique_ptr<Guarded> first;
-  for (const std::string& name : supported())
+  for (const std::string& name : supported()) {
+    select_capability(name.c_str());
+    const auto kernel = pack();
     for (int count : {1, threads}) {
-      select_isa(name.c_str());
       const std::string here = where + " " + name + " threads " + std::to_string(count);
       auto y = std::make_unique<Guarded>(int64_t(expected.size()), kUnwritten);
-      run(y->data(), count);
-      run(y->data(), count);  // at once: now workers take part in the smallest job too
+      const View output{y->data(), DType::f32, 0, nullptr, nullptr};
+      kernel->run(&x, &output, count);
+      kernel->run(&x, &output, count);  // at once: now workers take part in the smallest job too
       for (int64_t i = 0; i < y->size(); i++) {
         const Bounded& e = expected[size_t(i)];
         if (!is_close((*y)[i], e)) fail("[" + std::to_string(i) + "] is " + std::to_string((*y)[i]) + ", not " + std::to_string(e.value) + " +- " + std::to_string(e.error), here);
@@ -83,6 +90,7 @@ void check(const std::vector<Bounded>& expected, std::vector<Guarded*> inputs, i
       if (!y->untouched()) fail("wrote beyond the result", here);
       if (!first) first = std::move(y);
     }
+  }
   for (Guarded* input : inputs)
     if (!input->untouched()) fail("wrote beside an input", where);
 }
@@ -119,6 +127,10 @@ Chain random_chain(Random& random, int64_t in_features, int64_t largest) {
   return chain;
 }
 
+std::unique_ptr<Mlp> pack(const Chain& chain) {
+  return std::make_unique<Mlp>(chain.layers, families::gemm_f32.kernels(), families::elementwise.kernels());
+}
+
 std::vector<Guarded*> addresses(const Chain& chain) {
   std::vector<Guarded*> all;
   for (const auto& tensor : chain.tensors) all.push_back(tensor.get());
@@ -145,11 +157,10 @@ void try_mlp(Random& random, const std::string& where) {
 
   std::vector<Bounded> expected;
   for (int64_t i = 0; i < rows; i++) append(expected, mlp(chain.layers, exact(x.data() + (x.size() ? i * stride : 0), in_features)));
-  const Mlp op(chain.layers);
   auto inputs = addresses(chain);
   inputs.push_back(&x);
-  check(expected, inputs, int(random.whole(2, 4)), where + chain.name + " rows " + std::to_string(rows),
-        [&](float* y, int threads) { op.run(x.data(), stride, rows, y, threads); });
+  const std::vector<int64_t> sizes = {rows, in_features}, strides = {stride, 1};
+  check(expected, inputs, view(x, sizes, strides), int(random.whole(2, 4)), where + chain.name + " rows " + std::to_string(rows), [&] { return pack(chain); });
 }
 
 struct Images {
@@ -172,7 +183,7 @@ Images random_images(Random& random) {
     Images images{g, random.whole(1, 3), random.whole(1, 24), random.whole(1, 80), " conv_pool"};
     std::vector<float> weight(size_t(g.in_channels * g.out_channels * g.kernel_h * g.kernel_w));
     try {
-      ConvPool(g, weight.data(), nullptr).shape(images.height, images.width, 1, 1);
+      ConvPool(g, weight.data(), nullptr, false, families::conv_pool.kernels()).shape(images.height, images.width, 1, 1);
     } catch (const std::invalid_argument&) {
       continue;
     }
@@ -197,8 +208,8 @@ void try_conv_pool(Random& random, const std::string& where, bool with_mlp) {
       x[random.whole(0, x.size() - 1)] = random.one_of<float>({NAN, -NAN, HUGE_VALF, -HUGE_VALF, 1e-42f, -0.0f, with_mlp ? 0 : 1e37f, with_mlp ? 0 : -1e30f});
 
   const float* const bias_data = random.chance(0.7) ? bias.data() : nullptr;
-  const ConvPool op(g, weight.data(), bias_data);
-  const ConvPoolShape shape = op.shape(images.height, images.width, images.batch, 1);
+  const auto pack_conv = [&] { return std::make_unique<ConvPool>(g, weight.data(), bias_data, false, families::conv_pool.kernels()); };
+  const ConvPoolShape shape = pack_conv()->shape(images.height, images.width, images.batch, 1);
   Chain chain;
   if (with_mlp) chain = random_chain(random, shape.out_width, 40);
   std::vector<Bounded> expected;
@@ -210,10 +221,16 @@ void try_conv_pool(Random& random, const std::string& where, bool with_mlp) {
   auto inputs = addresses(chain);
   inputs.insert(inputs.end(), {&weight, &bias, &x});
   const int threads = int(random.whole(2, 4));
-  if (!with_mlp) return check(expected, inputs, threads, where + images.name, [&](float* y, int count) { op.run(x.data(), images.batch, images.height, images.width, y, count); });
-  const Mlp then(chain.layers);
-  check(expected, inputs, threads, where + images.name + " " + chain.name,
-        [&](float* y, int count) { op.run_mlp(then, x.data(), images.batch, images.height, images.width, y, count); });
+  const std::vector<int64_t> sizes = {images.batch, g.in_channels, images.height, images.width};
+  const View pixels = view(x, sizes, sizes);
+  if (!with_mlp) return check(expected, inputs, pixels, threads, where + images.name, pack_conv);
+  std::unique_ptr<ConvPool> conv;
+  std::unique_ptr<Mlp> then;
+  check(expected, inputs, pixels, threads, where + images.name + " " + chain.name, [&] {
+    conv = pack_conv();
+    then = pack(chain);
+    return std::make_unique<ConvPoolMlp>(*conv, *then);
+  });
 }
 
 // A chunk that throws, on whichever thread: the others are computed, the caller gets the exception, the pool goes on.
@@ -242,19 +259,23 @@ void try_exceptions() {
 // Several callers at once: one has the pool, the others compute alone.
 void try_callers(Random& random) {
   const Chain chain = random_chain(random, 50, 130);
-  const Mlp op(chain.layers);
+  const std::unique_ptr<Mlp> op = pack(chain);
   Guarded x(40 * 50);
   fill(x, random, 1);
-  const int64_t floats = 40 * op.out_features();
+  const std::vector<int64_t> sizes = {40, 50}, strides = {50, 1};
+  const View rows = view(x, sizes, strides);
+  const int64_t floats = 40 * op->out_features();
   Guarded expected(floats);
-  op.run(x.data(), 50, 40, expected.data(), 1);
+  const View alone{expected.data(), DType::f32, 0, nullptr, nullptr};
+  op->run(&rows, &alone, 1);
   std::atomic<bool> wrong{false};
   std::vector<std::thread> callers;
   for (int i = 0; i < 4; i++)
     callers.emplace_back([&] {
       for (int call = 0; call < 10; call++) {
         Guarded y(floats, kUnwritten);
-        op.run(x.data(), 50, 40, y.data(), 3);
+        const View output{y.data(), DType::f32, 0, nullptr, nullptr};
+        op->run(&rows, &output, 3);
         for (int64_t k = 0; k < floats; k++)
           if (!is_same(y[k], expected[k])) wrong = true;
         if (!y.untouched()) wrong = true;

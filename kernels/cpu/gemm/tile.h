@@ -12,7 +12,7 @@
 // error expected of random signs is 1.8 times below that of one long chain.
 #pragma once
 
-#include "simd.h"
+#include "../simd/simd.h"
 
 namespace fastgraph {
 namespace FASTGRAPH_ISA {
@@ -25,22 +25,6 @@ FASTGRAPH_INLINE int64_t sum_block(int64_t K) {
   const int64_t count = (K + kSumBlock - 1) / kSumBlock, size = count ? (K + count - 1) / count : 0;
   return size + size % 2;
 }
-
-// Rows of the largest tile, and vectors beside them: as many accumulators as the register
-// file holds beside the operands (AVX-512: 24 of 32; AVX2: 12 of 16, two registers a vector).
-#if defined(__AVX512F__)
-constexpr int kTileRows = 8;
-constexpr int kTileVectors[kTileRows + 1] = {0, 8, 8, 8, 6, 4, 4, 3, 3};
-constexpr int kRegisters = 1;  // in one F16
-#elif defined(__AVX2__) && defined(__FMA__)
-constexpr int kTileRows = 6;
-constexpr int kTileVectors[kTileRows + 1] = {0, 4, 3, 2, 1, 1, 1};
-constexpr int kRegisters = 2;
-#else
-constexpr int kTileRows = 4;
-constexpr int kTileVectors[kTileRows + 1] = {0, 2, 1, 1, 1};
-constexpr int kRegisters = 1;
-#endif
 
 // The sum of one block, k in [begin, end): sum[i][v] = a[i, k] * b[k, v] summed over k.
 template <int R, int V, class Source>

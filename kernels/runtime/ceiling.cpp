@@ -1,7 +1,6 @@
 #include "ceiling.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include <algorithm>
 #include <atomic>
@@ -9,13 +8,9 @@
 #include <new>
 #include <thread>
 
-#include "isa.h"
+#include "families.h"
 
 namespace fastgraph {
-
-extern const CeilingKernels ceiling_avx512, ceiling_avx2, ceiling_scalar;
-extern const int64_t ceiling_dot_flops;
-float ceiling_dot_bf16(int64_t iterations, const float* seed);
 
 namespace {
 
@@ -23,12 +18,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kIterations = 2000;  // between two looks at the clock: some microseconds
 constexpr int64_t kSeedFloats = 16 * 16;
-
-const CeilingKernels& kernels() {
-  for (const CeilingKernels* one : {&ceiling_avx512, &ceiling_avx2})
-    if (strncmp(isa().name, one->isa, strlen(one->isa)) == 0) return *one;  // "avx512_bf16" is "avx512" in fp32
-  return ceiling_scalar;
-}
 
 // Values that neither overflow nor become denormal, however often they are multiplied and added.
 const float* seed() {
@@ -43,6 +32,22 @@ const float* seed() {
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 }  // namespace
+
+double dot_against_fma(const CeilingKernels& kernels) {
+  constexpr int kRounds = 20;
+  double fma = 0, dot = 0;
+  volatile float sink = 0;
+  const auto rate = [&](float (*loop)(int64_t, const float*), int64_t flops) {
+    const auto start = Clock::now();
+    sink = sink + loop(kIterations, seed());
+    return double(kIterations * flops) / seconds_since(start);
+  };
+  for (int round = 0; round < kRounds; round++) {
+    fma = std::max(fma, rate(kernels.fma_f32, kernels.fma_flops));
+    dot = std::max(dot, rate(kernels.dot_bf16, kernels.dot_flops));
+  }
+  return dot / fma;
+}
 
 Ceiling::Ceiling(int threads) : threads_(std::max(threads, 1)) {}
 
@@ -82,7 +87,7 @@ double Ceiling::rate(double seconds, const Work& work) {
 }
 
 double Ceiling::fma_f32(double seconds) {
-  const CeilingKernels& kernel = kernels();
+  const CeilingKernels& kernel = families::ceiling.kernels();
   return rate(seconds, [&](int, float* kept) {
     *kept += kernel.fma_f32(kIterations, seed());
     return double(kIterations * kernel.fma_flops);
@@ -90,10 +95,11 @@ double Ceiling::fma_f32(double seconds) {
 }
 
 double Ceiling::dot_bf16(double seconds) {
-  if (strcmp(isa().name, "avx512_bf16") != 0) return 0;
-  return rate(seconds, [](int, float* kept) {
-    *kept += ceiling_dot_bf16(kIterations, seed());
-    return double(kIterations * ceiling_dot_flops);
+  const CeilingKernels& kernel = families::ceiling.kernels();
+  if (kernel.dot_bf16 == nullptr) return 0;
+  return rate(seconds, [&](int, float* kept) {
+    *kept += kernel.dot_bf16(kIterations, seed());
+    return double(kIterations * kernel.dot_flops);
   });
 }
 
@@ -101,7 +107,7 @@ double Ceiling::read(int64_t bytes, double seconds) {
   const int64_t step = kReadFloats * int64_t(sizeof(float));
   const int64_t floats = (std::max(bytes, step) + step - 1) / step * kReadFloats;
   grow(floats);
-  const CeilingKernels& kernel = kernels();
+  const CeilingKernels& kernel = families::ceiling.kernels();
   return rate(seconds, [&](int thread, float* kept) {
     *kept += kernel.read(buffers_[size_t(thread)].get(), floats);
     return double(floats) * double(sizeof(float));

@@ -1,4 +1,4 @@
-// The part of DLPack that door.cpp needs to look at a torch.Tensor without torch's headers: the C structs behind
+// The part of DLPack that torch.h needs to look at a torch.Tensor without torch's headers: the C structs behind
 // `torch.Tensor.__dlpack_c_exchange_api__`, as fixed for major version 1 of https://github.com/dmlc/dlpack
 // (include/dlpack/dlpack.h; the exchange functions came with 1.3).
 #pragma once

@@ -1,22 +1,12 @@
 // The ceiling's loops on F16, compiled once per ISA.
+#include "../cpu/simd/simd.h"
 #include "ceiling.h"
-#include "simd.h"
 
 namespace fastgraph {
 namespace FASTGRAPH_ISA {
 namespace {
 
-// As many chains as hide the latency on two pipes (4 or 5 cycles each) and fit the register file beside two operands.
-#if defined(__AVX512F__)
-constexpr int kFmaChains = 16;
-constexpr int kReadChains = 8;
-#elif defined(__AVX2__) && defined(__FMA__)
-constexpr int kFmaChains = 6;  // two registers each
-constexpr int kReadChains = 4;
-#else
-constexpr int kFmaChains = 4;
-constexpr int kReadChains = 4;
-#endif
+constexpr int64_t kFmaFlops = kFmaChains * kLanes * 2;
 
 template <int N>
 FASTGRAPH_INLINE float total(const F16 (&chains)[N]) {
@@ -47,6 +37,23 @@ float read(const float* data, int64_t floats) {
     for (int i = 0; i < kReadChains; i++) sum[i] = add(sum[i], load(data + at + i * kLanes));
   return total(sum);
 }
+
+#if defined(FASTGRAPH_HAS_DOT)
+// Each instruction adds two products to each lane.
+constexpr int64_t kDotFlops = kFmaChains * kLanes * 4;
+
+float dot_bf16(int64_t iterations, const float* seed) {
+  __m512 sum[kFmaChains];
+  for (int i = 0; i < kFmaChains; i++) sum[i] = _mm512_loadu_ps(seed + i * kLanes);
+  const __m512bh left = __m512bh(_mm512_loadu_si512(seed)), right = __m512bh(_mm512_loadu_si512(seed + kLanes));
+  for (int64_t n = 0; n < iterations; n++)
+#pragma GCC unroll 16
+    for (int i = 0; i < kFmaChains; i++) sum[i] = _mm512_dpbf16_ps(sum[i], left, right);
+  F16 all[kFmaChains];
+  for (int i = 0; i < kFmaChains; i++) all[i].v = sum[i];
+  return total(all);
+}
+#endif
 
 }  // namespace
 }  // namespace FASTGRAPH_ISA

@@ -9,17 +9,22 @@
 
 namespace fastgraph {
 
-// The loops of one instruction set. Each returns something that depends on all of its work.
+// A row of the family ceiling: the loops of one instruction set. Each returns something that depends on all of its work.
 struct CeilingKernels {
-  const char* isa;
   // `iterations` times one fused multiply-add on each of the accumulators; seed holds 16 floats an accumulator.
   float (*fma_f32)(int64_t iterations, const float* seed);
   int64_t fma_flops;  // of one iteration
   // Reads `floats` floats, a multiple of kReadFloats, from a 64-byte boundary.
   float (*read)(const float* data, int64_t floats);
+  // As fma_f32, with dot products of pairs of bf16; null where there are none.
+  float (*dot_bf16)(int64_t iterations, const float* seed);
+  int64_t dot_flops;
 };
 
 constexpr int64_t kReadFloats = 256;
+
+// How many times as many operations a second dot_bf16 does as fma_f32, the best of some rounds of a few microseconds each.
+double dot_against_fma(const CeilingKernels& kernels);
 
 class Ceiling {
  public:
@@ -27,9 +32,9 @@ class Ceiling {
   Ceiling(const Ceiling&) = delete;
   Ceiling& operator=(const Ceiling&) = delete;
 
-  // Operations or bytes a second, all threads together, over about so many seconds, with the loops of isa().
+  // Operations or bytes a second, all threads together, over about so many seconds, with the loops in use.
   double fma_f32(double seconds);
-  double dot_bf16(double seconds);  // 0 where isa() has no such instruction
+  double dot_bf16(double seconds);  // 0 where there is no such instruction
   // Each thread reads its own `bytes` again and again: the size decides which cache they come from.
   double read(int64_t bytes, double seconds);
 

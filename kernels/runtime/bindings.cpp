@@ -1,5 +1,5 @@
-// The one boundary between Python and the kernels. Addresses come in as integers (tensor.data_ptr());
-// kernels/*/op.py has checked shapes, dtypes and strides before. The GIL is released while kernels run.
+// The one boundary between Python and the kernels. Weights come in as addresses (tensor.data_ptr()); kernels/*/op.py has checked
+// shapes, dtypes and strides before. The GIL is released while kernels run.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -9,18 +9,19 @@
 #include <tuple>
 #include <vector>
 
-#include "../conv_pool/cpu.h"
-#include "../mlp/cpu.h"
-#include "activation.h"
+#include "../conv_pool_mlp/cpu.h"
+#include "../cpu/activation.h"
 #include "ceiling.h"
-#include "isa.h"
+#include "families.h"
+#include "features.h"
+#include "torch.h"
 
 namespace nb = nanobind;
 using namespace fastgraph;
 using namespace nb::literals;
 
 namespace fastgraph {
-void bind_door(nb::module_& m);       // door.cpp
+void bind_guard(nb::module_& m);      // guard.cpp
 void bind_structure(nb::module_& m);  // structure.cpp
 }
 
@@ -30,7 +31,6 @@ using Release = nb::call_guard<nb::gil_scoped_release>;
 using Address = uintptr_t;
 
 const float* input(Address a) { return reinterpret_cast<const float*>(a); }
-float* output(Address a) { return reinterpret_cast<float*>(a); }
 
 // weight, bias or 0, out_features, in_features, activations as numbers (enum Activation)
 using LayerTuple = std::tuple<Address, Address, int64_t, int64_t, std::vector<int>>;
@@ -42,7 +42,7 @@ void make_mlp(Mlp* self, const std::vector<LayerTuple>& layers, bool bf16) {
     for (int n : numbers) activations.push_back(static_cast<Activation>(n));
     sources.push_back({input(weight), input(bias), out_features, in_features, activations});
   }
-  new (self) Mlp(sources, bf16);
+  new (self) Mlp(sources, (bf16 ? families::gemm_bf16 : families::gemm_f32).kernels(), families::elementwise.kernels());
 }
 
 // conv_pool's sizes in the order of ConvPoolGeometry
@@ -50,7 +50,22 @@ void make_conv_pool(ConvPool* self, Address weight, Address bias, const std::vec
   if (v.size() != 16) throw std::invalid_argument("geometry: needs 16 sizes");
   const ConvPoolGeometry geometry{v[0], v[1], v[2],  v[3],  v[4],  v[5],  v[6],  v[7],     v[8],
                                   v[9], v[10], v[11], v[12], v[13], v[14], v[15], ceil_mode};
-  new (self) ConvPool(geometry, input(weight), input(bias), bf16);
+  new (self) ConvPool(geometry, input(weight), input(bias), bf16, families::conv_pool.kernels());
+}
+
+// The kernel on tensors, which have to be such as it takes; its results are written to `outputs`.
+void run(const Kernel& kernel, nb::list inputs, nb::list outputs, int threads) {
+  static const Torch& torch = *new Torch;  // lives as long as the process
+  std::vector<View> views(nb::len(inputs) + nb::len(outputs));
+  size_t i = 0;
+  for (const nb::list& tensors : {inputs, outputs})
+    for (nb::handle tensor : tensors) {
+      dlpack::Tensor memory;
+      if (torch.api == nullptr || torch.api->look(tensor.ptr(), &memory) != 0 || !view_of(memory, views[i++]))
+        throw std::invalid_argument("run: needs fp32 or bf16 tensors in the CPU's memory");
+    }
+  const nb::gil_scoped_release release;
+  kernel.run(views.data(), views.data() + nb::len(inputs), threads);
 }
 
 // Whether tensors are those that were seen (id, address, version), unchanged; a version of -1 is not looked at. Done in
@@ -84,38 +99,43 @@ NB_MODULE(_native, m) {
 
   m.def("isas", [] {
     std::vector<std::string> names;
-    for (int i = 0; i < kIsaCount; i++)
-      if (kIsas[i]->supported()) names.push_back(kIsas[i]->name);
+    for (int i = 0; i < kCapabilityCount; i++)
+      if (kCapabilities[i].is_supported()) names.push_back(kCapabilities[i].name);
     return names;
-  }, "Names of the instruction sets that this machine supports, best first.");
+  }, "Names of the capabilities that this machine supports, best first.");
   m.def("all_isas", [] {
     std::vector<std::string> names;
-    for (int i = 0; i < kIsaCount; i++) names.push_back(kIsas[i]->name);
+    for (int i = 0; i < kCapabilityCount; i++) names.push_back(kCapabilities[i].name);
     return names;
-  }, "Names of all instruction sets that the kernels were built for, best first.");
-  m.def("isa", [] { return std::string(isa().name); }, "Name of the instruction set in use.");
-  m.def("select_isa", [](const std::string& name) { return select_isa(name.c_str()); }, "name"_a,
-        "Uses that instruction set from now on; False where it cannot be had.");
+  }, "Names of all capabilities that the kernels were built for, best first.");
+  m.def("isa", [] { return std::string(capability().name); }, "Name of the capability in use.");
+  m.def("select_isa", [](const std::string& name) { return select_capability(name.c_str()); }, "name"_a,
+        "What is packed from now on is packed for that capability; False where it cannot be had.");
+  m.def("features", [] {
+    nb::dict found;
+    for (int i = 0; i < kFeatureCount; i++) found[kFeatureNames[i].name] = (features() & kFeatureNames[i].bit) != 0;
+    return found;
+  }, "Which instruction set extensions this processor has and its operating system lets be used.");
+  m.def("families", [] {
+    FamilyChoice choices[kFamilyCount];
+    family_choices(choices);
+    std::vector<std::tuple<std::string, std::string, double>> all;
+    for (const FamilyChoice& one : choices) all.emplace_back(one.family, one.row, one.gain);
+    return all;
+  }, "(family, row in use, measured speed of the best row against the next, or 0 where nothing had to be measured) of each.");
 
   m.def("unchanged", &unchanged, "tensors"_a, "seen"_a);
 
-  nb::class_<Mlp>(m, "Mlp")
-      .def("__init__", &make_mlp, "layers"_a, "bf16"_a)
-      .def("run", [](const Mlp& self, Address x, int64_t ldx, int64_t rows, Address y, int threads) { self.run(input(x), ldx, rows, output(y), threads); }, Release())
-      .def("run_bf16", [](const Mlp& self, Address x, int64_t ldx, int64_t rows, Address y, int threads) {
-        self.run_bf16(reinterpret_cast<const uint16_t*>(x), ldx, rows, reinterpret_cast<uint16_t*>(y), threads); }, Release())
-      .def_prop_ro("packed_bytes", &Mlp::packed_bytes);
-
-  nb::class_<ConvPool>(m, "ConvPool")
-      .def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a, "bf16"_a)
-      .def("run", [](const ConvPool& self, Address x, int64_t batch, int64_t height, int64_t width, Address y, int threads) {
-        self.run(input(x), batch, height, width, output(y), threads); }, Release())
-      .def("run_mlp", [](const ConvPool& self, const Mlp& mlp, Address x, int64_t batch, int64_t height, int64_t width, Address y, int threads) {
-        self.run_mlp(mlp, input(x), batch, height, width, output(y), threads); }, Release())
-      .def_prop_ro("packed_bytes", &ConvPool::packed_bytes);
+  nb::class_<Kernel>(m, "Kernel", "An op with its constants packed.")
+      .def("run", &run, "inputs"_a, "outputs"_a, "threads"_a)
+      .def_prop_ro("packed_bytes", &Kernel::packed_bytes);
+  nb::class_<Mlp, Kernel>(m, "Mlp").def("__init__", &make_mlp, "layers"_a, "bf16"_a);
+  nb::class_<ConvPool, Kernel>(m, "ConvPool").def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a, "bf16"_a);
+  nb::class_<ConvPoolMlp, Kernel>(m, "ConvPoolMlp")
+      .def(nb::init<const ConvPool&, const Mlp&>(), "conv_pool"_a, "mlp"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());
 
   bind_structure(m);
-  bind_door(m);
+  bind_guard(m);
   nb::class_<Ceiling>(m, "Ceiling")
       .def(nb::init<int>(), "threads"_a)
       .def("fma_f32", &Ceiling::fma_f32, "seconds"_a, Release())
