@@ -35,6 +35,9 @@ class Lease {
   // 1 where this call runs on the caller alone.
   int threads() const { return threads_; }
 
+  // For a job of the call that is too small to be handed out.
+  Lease alone() const { return Lease(1, nullptr); }
+
   static constexpr int64_t kMaxChunks = (int64_t(1) << 21) - 1;
 
   // Calls body(chunk) for every chunk in [0, chunks), on this thread and the others; returns when all are done.

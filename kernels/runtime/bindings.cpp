@@ -14,6 +14,7 @@
 #include "ceiling.h"
 #include "families.h"
 #include "features.h"
+#include "plan.h"
 #include "torch.h"
 
 namespace nb = nanobind;
@@ -53,19 +54,33 @@ void make_conv_pool(ConvPool* self, Address weight, Address bias, const std::vec
   new (self) ConvPool(geometry, input(weight), input(bias), bf16, families::conv_pool.kernels());
 }
 
+std::vector<View> views(nb::list tensors) {
+  static const Torch& torch = *new Torch;  // lives as long as the process
+  std::vector<View> all(nb::len(tensors));
+  size_t i = 0;
+  for (nb::handle tensor : tensors) {
+    dlpack::Tensor memory;
+    if (torch.api == nullptr || torch.api->look(tensor.ptr(), &memory) != 0 || !view_of(memory, all[i++]))
+      throw std::invalid_argument("run: needs fp32 or bf16 tensors in the CPU's memory");
+  }
+  return all;
+}
+
 // The kernel on tensors, which have to be such as it takes; its results are written to `outputs`.
 void run(const Kernel& kernel, nb::list inputs, nb::list outputs, int threads) {
-  static const Torch& torch = *new Torch;  // lives as long as the process
-  std::vector<View> views(nb::len(inputs) + nb::len(outputs));
-  size_t i = 0;
-  for (const nb::list& tensors : {inputs, outputs})
-    for (nb::handle tensor : tensors) {
-      dlpack::Tensor memory;
-      if (torch.api == nullptr || torch.api->look(tensor.ptr(), &memory) != 0 || !view_of(memory, views[i++]))
-        throw std::invalid_argument("run: needs fp32 or bf16 tensors in the CPU's memory");
-    }
+  const std::vector<View> from = views(inputs), to = views(outputs);
   const nb::gil_scoped_release release;
-  kernel.run(views.data(), views.data() + nb::len(inputs), threads);
+  kernel.run(from.data(), to.data(), threads);
+}
+
+// (kernel, slots of its inputs, slots of its results)
+using StepTuple = std::tuple<const Kernel*, std::vector<int>, std::vector<int>>;
+
+void make_plan(Plan* self, int slots, const std::vector<int>& inputs, const std::vector<int>& outputs, const std::vector<StepTuple>& steps,
+               const std::vector<int>& memory_of) {
+  std::vector<Plan::Step> all;
+  for (const auto& [kernel, from, to] : steps) all.push_back({kernel, from, to});
+  new (self) Plan(slots, inputs, outputs, all, memory_of);
 }
 
 // Whether tensors are those that were seen (id, address, version), unchanged; a version of -1 is not looked at. Done in
@@ -133,6 +148,10 @@ NB_MODULE(_native, m) {
   nb::class_<ConvPool, Kernel>(m, "ConvPool").def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a, "bf16"_a);
   nb::class_<ConvPoolMlp, Kernel>(m, "ConvPoolMlp")
       .def(nb::init<const ConvPool&, const Mlp&>(), "conv_pool"_a, "mlp"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());
+  nb::class_<Plan, Kernel>(m, "Plan", "A program of kernels; see kernels/runtime/plan.h.")
+      .def("__init__", &make_plan, "slots"_a, "inputs"_a, "outputs"_a, "steps"_a, "memory_of"_a, nb::keep_alive<1, 5>())
+      .def("admit", &Plan::admit, "sizes"_a, "Takes inputs of these sizes from now on; those of every slot.")
+      .def("arena_bytes", [](const Plan& self, nb::list inputs) { return self.arena_bytes(views(inputs).data()); }, "inputs"_a);
 
   bind_structure(m);
   bind_guard(m);

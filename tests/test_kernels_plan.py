@@ -1,0 +1,159 @@
+"""The native plan: a program of kernels over one arena gives the bits of its kernels one after the other."""
+
+import gc
+import threading
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastgraph.kernels import native
+from fastgraph.kernels.conv_pool import op as conv_pool
+from fastgraph.kernels.mlp import op as mlp
+from tests.reference import layers, random
+
+pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
+
+
+def module() -> Any:
+    return native.kernels()
+
+
+def linear(generator: torch.Generator, inputs: int, outputs: int) -> Any:
+    weights, biases = layers(generator, [inputs, outputs])
+    return mlp.packed(weights, biases, ["relu"])
+
+
+def one_by_one(steps: list[Any], slots: list[torch.Tensor | None], sizes: list[list[int]]) -> None:
+    for kernel, (source,), (target,) in steps:
+        slots[target] = torch.empty(sizes[target])
+        x = slots[source]
+        assert x is not None
+        kernel.run([x], [slots[target]], 1)
+
+
+def run(plan: Any, inputs: list[torch.Tensor], sizes: list[list[int]], threads: int = 1) -> list[torch.Tensor]:
+    results = [torch.full(size, float("nan")) for size in sizes]
+    plan.run(inputs, results, threads)
+    return results
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**31))
+def test_a_random_program(data: st.DataObject, seed: int) -> None:
+    """Any tree of layers: each reads any value before it, results are any of them."""
+    generator = torch.Generator().manual_seed(seed)
+    features = [data.draw(st.integers(1, 40), label="features")]
+    steps = []
+    for target in range(1, data.draw(st.integers(1, 12), label="steps") + 1):
+        source = data.draw(st.integers(0, target - 1), label="source")
+        features.append(data.draw(st.integers(1, 40), label="features"))
+        steps.append((linear(generator, features[source], features[target]), [source], [target]))
+    results = sorted(data.draw(st.sets(st.integers(1, len(steps)), min_size=1), label="results"))
+    plan = module().Plan(len(features), [0], results, steps, list(range(len(features))))
+    for rows in (3, 1, 70):
+        sizes = [[rows, f] for f in features]
+        plan.admit(sizes)
+        x = random(generator, (rows, features[0]))
+        slots: list[torch.Tensor | None] = [x, *[None] * len(steps)]
+        one_by_one(steps, slots, sizes)
+        for threads in (1, 2):
+            for slot, actual in zip(results, run(plan, [x], [sizes[r] for r in results], threads), strict=True):
+                expected = slots[slot]
+                assert expected is not None
+                assert torch.equal(actual, expected)
+
+
+def test_values_in_another_shape(generator: torch.Generator) -> None:
+    """Convolution and pool, flattened without a copy, then layers."""
+    weight, bias = random(generator, (6, 1, 5, 5)), random(generator, (6,))
+    geometry = ([1, 1], [0, 0], [1, 1], [2, 2], [2, 2], [0, 0], False)
+    conv = conv_pool.packed(weight, bias, geometry)
+    then = linear(generator, 6 * 12 * 12, 10)
+    plan = module().Plan(4, [0], [3], [(conv, [0], [1]), (then, [2], [3])], [0, 1, 1, 3])
+    for batch in (1, 5):
+        plan.admit([[batch, 1, 28, 28], [batch, 6, 12, 12], [batch, 864], [batch, 10]])
+        x = random(generator, (batch, 1, 28, 28))
+        pooled, expected = torch.empty(batch, 6, 12, 12), torch.empty(batch, 10)
+        conv.run([x], [pooled], 1)
+        then.run([pooled.flatten(1)], [expected], 1)
+        assert torch.equal(run(plan, [x], [[batch, 10]])[0], expected)
+
+
+def test_the_arena_holds_what_lives_at_the_same_time(generator: torch.Generator) -> None:
+    """A chain needs its two largest neighbours, whatever its length."""
+    kernels = [linear(generator, 64, 64) for _ in range(10)]
+    steps = [(kernel, [i], [i + 1]) for i, kernel in enumerate(kernels)]
+    plan = module().Plan(11, [0], [10], steps, list(range(11)))
+    plan.admit([[8, 64]] * 11)
+    assert plan.arena_bytes([torch.empty(8, 64)]) == 2 * 8 * 64 * 4
+    wide = module().Plan(11, [0], [5, 10], steps, list(range(11)))  # one that is a result is not in it
+    wide.admit([[8, 64]] * 11)
+    assert wide.arena_bytes([torch.empty(8, 64)]) == 2 * 8 * 64 * 4
+
+
+def test_kernels_live_as_long_as_the_plan(generator: torch.Generator) -> None:
+    steps = [(linear(generator, 8, 8), [0], [1])]
+    plan = module().Plan(2, [0], [1], steps, [0, 1])
+    plan.admit([[1, 8]] * 2)
+    x = random(generator, (1, 8))
+    before = run(plan, [x], [[1, 8]])
+    del steps
+    gc.collect()
+    assert torch.equal(run(plan, [x], [[1, 8]])[0], before[0])
+
+
+def test_several_threads_and_new_sizes(generator: torch.Generator) -> None:
+    """Each caller has an arena of its own; sizes may be admitted while others run."""
+    steps = [(linear(generator, 32, 32), [i], [i + 1]) for i in range(4)]
+    plan = module().Plan(5, [0], [4], steps, list(range(5)))
+    inputs = [random(generator, (rows, 32)) for rows in range(1, 9)]
+    expected = []
+    for x in inputs:
+        plan.admit([[len(x), 32]] * 5)
+        expected.append(run(plan, [x], [[len(x), 32]])[0])
+    wrong = []
+
+    def call(i: int) -> None:
+        for more in range(200):
+            if not torch.equal(run(plan, [inputs[i]], [[i + 1, 32]], 2)[0], expected[i]):
+                wrong.append(i)
+            plan.admit([[100 + i + more, 32]] * 5)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "steps", "memory_of", "message"),
+    [
+        ([0], [2], [([1], [2])], [0, 1, 2], "read before it is written"),
+        ([0], [1], [([0], [1]), ([0], [1])], [0, 1, 2], "written twice"),
+        ([0], [2], [([0], [1])], [0, 1, 2], "a result is not written"),
+        ([0], [0], [([0], [1])], [0, 1, 2], "a result is not written"),
+        ([0], [1], [([0], [1])], [0, 0, 2], "in another one's memory"),
+        ([0], [1], [([0], [1])], [0, 1], "one entry a slot"),
+        ([0], [1], [([0], [3])], [0, 1, 2], "out of range"),
+        ([0], [1], [([0, 0], [1])], [0, 1, 2], "another number of inputs"),
+    ],
+)
+def test_programs_that_make_no_sense(
+    inputs: list[int], outputs: list[int], steps: list[Any], memory_of: list[int], message: str, generator: torch.Generator
+) -> None:
+    kernel = linear(generator, 8, 8)
+    with pytest.raises(ValueError, match=message):
+        module().Plan(3, inputs, outputs, [(kernel, *step) for step in steps], memory_of)
+
+
+def test_sizes_that_were_not_admitted(generator: torch.Generator) -> None:
+    plan = module().Plan(2, [0], [1], [(linear(generator, 8, 8), [0], [1])], [0, 1])
+    with pytest.raises(ValueError, match="were not admitted"):
+        run(plan, [torch.empty(2, 8)], [[2, 8]])
+    with pytest.raises(ValueError, match="those of every slot"):
+        plan.admit([[2, 8]])
