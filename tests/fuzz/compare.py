@@ -13,7 +13,7 @@ from fastgraph.verify import ULPS, error, tolerance
 from tests.fuzz.program import Program, is_floating
 
 Calls = tuple[tuple[int, bool], ...]  # (batch, with gradients)
-MINOR = ("strides", "gradient is None")  # kinds that a caller hardly sees
+MINOR = ("strides", "gradient is None", "no error of what is unused")  # kinds that a caller hardly sees
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
 _TO_DOUBLE = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 
@@ -102,6 +102,29 @@ class Session:
         outcome.gradients = {name: None if t.grad is None else _copy(t.grad) for name, t in named.items()}
 
 
+def _shaken(tensor: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
+    """Every value changed by so much of itself."""
+    factor = 1 + noise * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    return (tensor.double() * factor).to(tensor.dtype)
+
+
+class RoundedSession(Session):
+    """The module as it is, with inputs and weights off by a rounding error: what its own precision makes of those, in
+    backward too, where `ExactSession` computes without any."""
+
+    def __init__(self, program: Program, seed: int) -> None:
+        model = program.build()
+        super().__init__(program, model)
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for tensor in tensors_of(model).values():
+                if is_floating(tensor):
+                    tensor.copy_(_shaken(tensor, program.eps, self.generator))
+
+    def arguments(self, batch: int) -> tuple[Any, ...]:
+        return tuple(_shaken(v, self.program.eps, self.generator) if is_floating(v) else v for v in super().arguments(batch))
+
+
 class ExactSession(Session):
     """The module in float64: whatever is floating within, dtypes that the source names too. `noise` changes every value
     by so much of itself, so that one sees what hangs by a thread."""
@@ -124,7 +147,7 @@ class ExactSession(Session):
     def _shaken(self, tensor: torch.Tensor) -> torch.Tensor:
         if not self.noise:
             return tensor
-        return tensor * (1 + self.noise * torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64))
+        return _shaken(tensor, self.noise, self.generator)
 
     def _invoke(self, passed: list[Any]) -> Any:
         before = torch.get_default_dtype()
@@ -191,9 +214,11 @@ class Reference:
         return any(not torch.equal(before[n], t) for state in kept for n, t in state.items() if n in before)
 
     def shaken(self, index: int) -> list[Outcome]:
-        """What call `index` gives in float64 when weights, inputs and results are off by rounding errors."""
+        """What call `index` gives when weights and inputs are off by rounding errors: in float64, where results of every
+        operator are too, and as the module is."""
         if self._shaken is None:
-            sessions = [exact_session(self.program, 2 * self.program.eps, seed) for seed in range(4)]
+            sessions: list[Session] = [exact_session(self.program, 2 * self.program.eps, seed) for seed in range(4)]
+            sessions += [RoundedSession(self.program, seed) for seed in range(8)]
             self._shaken = [list(session.run(self.calls)) for session in sessions]
         return [run[index] for run in self._shaken]
 
@@ -202,7 +227,12 @@ def compare(reference: Reference, index: int, actual: Outcome) -> list[Differenc
     """How a call differs from eager's, the gravest first."""
     eager = reference.eager[index]
     if eager.error is not None:
-        return [] if actual.error is not None else [Difference("no error", f"eager raises {eager.error}")]
+        if actual.error is not None:
+            return []
+        batch, with_gradients = reference.calls[index]
+        used = reference.program.without_unused_steps()
+        unused = Session(used, used.build()).call(batch, with_gradients).error is None  # a compiler leaves it out
+        return [Difference(f"no error{' of what is unused' if unused else ''}", f"eager raises {eager.error}")]
     if actual.error is not None:
         return [Difference(f"raises {type(actual.exception).__name__}", actual.error)]
     if actual.structure != eager.structure:
@@ -395,9 +425,10 @@ def _alias(tensor: torch.Tensor, places: dict[str, torch.Tensor]) -> Any:
     owner = next(iter(owners.values()))
     where = f"offset {tensor.storage_offset()}, strides {tuple(tensor.stride())}"
     if owner.element_size() == tensor.element_size():
-        elements = torch.full((tensor.untyped_storage().nbytes() // tensor.element_size(),), -1)
-        part = elements.as_strided(owner.shape, owner.stride(), owner.storage_offset())
-        part.copy_(torch.arange(owner.numel()).view(owner.shape))
+        places_of = torch.arange(tensor.untyped_storage().nbytes() // tensor.element_size())
+        elements = torch.full_like(places_of, -1)
+        part = places_of.as_strided(owner.shape, owner.stride(), owner.storage_offset()).flatten()
+        elements[part] = torch.arange(owner.numel())  # of an expanded owner some are at the same place
         seen = elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten().tolist()
         where = f"elements {seen}"
     return f"memory of {', '.join(owners)}, {where}"

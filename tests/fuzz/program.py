@@ -1,6 +1,7 @@
 """A generated module as source text, and what is made of it: the module, its inputs."""
 
 import linecache
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -74,9 +75,26 @@ class Program:
             values = [eval(e, {"torch": torch, "B": batch}) for e in self.inputs.values()]
         return tuple(v.to(self.dtype) if is_floating(v) else v for v in values)
 
+    def without_unused_steps(self) -> "Program":
+        """The program without what nothing reads."""
+        steps: list[list[str]] = []
+        read = self.result
+        for step in reversed(self.steps):
+            made = _makes(step)
+            if made is None or re.search(rf"\b{made}\b", read):
+                steps.insert(0, step)
+                read += "\n" + "\n".join(step)
+        return self.with_(steps=steps)
+
     def with_(self, **changes: Any) -> "Program":
         """A changed copy."""
         return replace(self, **changes)
+
+
+def _makes(step: list[str]) -> str | None:
+    """The name that a step gives a value to, where it does nothing else: one line, nothing written in place."""
+    made = re.fullmatch(r"(t\d+) = (.*)", step[0]) if len(step) == 1 else None
+    return made[1] if made and not re.search(r"\w_\(|self\.\w+\[", made[2]) else None
 
 
 def is_floating(value: Any) -> bool:
