@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastgraph.direct import DOORS, through_door
+from fastgraph.direct import through_door
 from fastgraph.gradients import compiled
+from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.door import is_quiet
 from fastgraph.kernels.weights import Snapshot, has_version
 from fastgraph.torch_fusions import Fusion, Fusions, evaluate, find, program
@@ -130,8 +131,8 @@ class _Program:
         with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
             for i, fusion in enumerate(self._fusions):
                 named = {name: by_node[node] for name, node in fusion.weights.items()}
-                op = DOORS[fusion.target](*evaluate(fusion.arguments, named))
-                if not op.kernels and weights[0].is_cpu:
+                op = Bound(fusion.op, *evaluate(fusion.arguments, named))
+                if op.kernel is None and weights[0].is_cpu:
                     return _State(snapshot, None, set())
                 values[f"fused_{i}"] = through_door(op)
         run = partial(self._forward, SimpleNamespace(**values))

@@ -12,6 +12,7 @@ from fastgraph.direct import Direct
 from fastgraph.folded import Folded
 from fastgraph.kernels.cuda import choices, dispatch
 from fastgraph.kernels.cuda.target import unavailable
+from fastgraph.kernels.library import Op
 from fastgraph.rewrite.rule import is_mutation
 
 MODES = {"inductor": "reduce-overhead", "max-autotune": "max-autotune"}  # engine: torch.compile's mode
@@ -69,7 +70,6 @@ class Tuner(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator's result; a fused op's kernels are measured first."""
-        namespace, _, name = str(getattr(target, "name", lambda: "")()).partition("::")
-        if namespace == "fastgraph":
-            dispatch.tune(name.split(".")[0], args)
+        if (op := Op.of(target)) is not None:
+            dispatch.tune(op.name, args)
         return super().call_function(target, args, kwargs)

@@ -18,21 +18,14 @@ from torch.utils import _pytree as pytree
 
 from fastgraph.constants import constant_nodes, unversioned_nodes
 from fastgraph.gradients import GradientProgram, compiled
-from fastgraph.kernels.conv_pool.op import Direct as ConvPool
-from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
+from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.door import open_door, open_gate
-from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels.library import Op
 from fastgraph.kernels.weights import Snapshot
 
-DOORS: dict[Any, Callable[..., Any]] = {
-    torch.ops.fastgraph.mlp.default: Mlp,
-    torch.ops.fastgraph.conv_pool.default: ConvPool,
-    torch.ops.fastgraph.conv_pool_mlp.default: ConvPoolMlp,
-}
 
-
-def through_door(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`op`, one of `DOORS`, by its native door for inputs of a form that was seen before (3 us instead of 6)."""
+def through_door(op: Bound) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`op` by its native door for inputs of a form that was seen before (3 us instead of 6)."""
     door = open_door(op.kernel)
     if door is None:
         return op
@@ -47,7 +40,7 @@ def through_door(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return call
 
 
-def _admit(door: Any, op: Any, input: torch.Tensor) -> None:
+def _admit(door: Any, op: Bound, input: torch.Tensor) -> None:
     """Inputs like this one may pass the op's door from now on, if the kernel takes them as they are."""
     if (size := op.output_size(input)) is not None:
         door.admit([input], [size])
@@ -97,7 +90,7 @@ class Direct:
         self._computed_from = len(self._watched)  # of what is watched; the others are only read
         self._watched += [slot for node, slot in watched.items() if node in unversioned]
         self._names: dict[fx.Node, str] = {}
-        self._doors: dict[str, fx.Node] = {}
+        self._doors: dict[str, tuple[Op, fx.Node]] = {}
         self.program = self._program(doors)
         self._out_spec = out_spec
         self._forward = compiled(self.program)
@@ -138,8 +131,8 @@ class Direct:
                     values[node] = node.target(*args, **kwargs)
             named = {name: values[node] for node, name in self._names.items()}
             ops = {}
-            for name, node in self._doors.items():
-                ops[name] = DOORS[node.target](*fx.map_arg(node.args[1:], lambda n: values[n]))
+            for name, (op, node) in self._doors.items():
+                ops[name] = Bound(op, *fx.map_arg(node.args[1:], lambda n: values[n]))
         doors = {name: through_door(op) for name, op in ops.items()}
         computed = {node: value for node, value in values.items() if node.op == "call_function"}
         state = State(snapshot, SimpleNamespace(**named, **doors), computed)
@@ -149,7 +142,7 @@ class Direct:
             self._open_program(state, self._out_spec)
         return state
 
-    def _open_kernel(self, state: State, op: Any) -> None:
+    def _open_kernel(self, state: State, op: Bound) -> None:
         """A door straight into the kernel of `op`, which is all of the program."""
         door = open_door(op.kernel, self._watched, state.snapshot, structure=self._structure)
         if door is not None:
@@ -177,7 +170,7 @@ class Direct:
 
     @cached_property
     def _gradients(self) -> GradientProgram:
-        doors = {node: name for name, node in self._doors.items()}
+        doors = {node: name for name, (_, node) in self._doors.items()}
         return GradientProgram(self._graph, self._constants, self._slots, doors)
 
     def computed(self) -> list[str]:
@@ -198,9 +191,10 @@ class Direct:
         for node in self._graph.nodes:
             if node in self._constants or node.op == "get_attr":
                 continue
-            if doors and node.op == "call_function" and node.target in DOORS and self._has_constant_weights(node):
-                name = f"{node.target._schema.name.split('::')[1]}_{len(self._doors)}"
-                self._doors[name] = node
+            op = Op.of(node.target) if doors else None
+            if op is not None and self._has_constant_weights(node):
+                name = f"{op.name}_{len(self._doors)}"
+                self._doors[name] = op, node
                 mapping[node] = program.create_node("call_module", name, (translate(node.args[0]),))
             else:
                 mapping[node] = program.node_copy(node, translate)

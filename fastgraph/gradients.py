@@ -16,15 +16,7 @@ from torch import fx
 from fastgraph.aliases import Aliases
 from fastgraph.bindings import bound
 from fastgraph.kernels import autograd
-from fastgraph.kernels.conv_pool import op as conv_pool
-from fastgraph.kernels.conv_pool_mlp import op as conv_pool_mlp
-from fastgraph.kernels.mlp import op as mlp
-
-_OPS: dict[Any, Any] = {
-    torch.ops.fastgraph.mlp.default: mlp,
-    torch.ops.fastgraph.conv_pool.default: conv_pool,
-    torch.ops.fastgraph.conv_pool_mlp.default: conv_pool_mlp,
-}
+from fastgraph.kernels.library import Op
 
 
 class GradientProgram:
@@ -40,7 +32,7 @@ class GradientProgram:
         self._given = [node for node in slots if node in constants]
         self._computing = _Computing(graph, constants, self._computed, self._given) if self._computed else None
         self._forward = compiled(self._program(graph, constants))
-        self._functions = {name: _differentiable(node) for node, name in doors.items()}
+        self._functions = {name: differentiable(node) for node, name in doors.items()}
 
     def _program(self, graph: fx.Graph, constants: set[fx.Node]) -> fx.Graph:
         program = fx.Graph()
@@ -100,9 +92,10 @@ class _Kept:
         self.saved_tensors = tensors
 
 
-def _differentiable(node: fx.Node) -> Any:
+def differentiable(node: fx.Node) -> Any:
     """An autograd.Function of (kernel, input, *flattened arguments). Arguments are put in order in backward only."""
-    op = _OPS[node.target]
+    op = Op.of(node.target)
+    assert op is not None
     leaves, lengths = autograd.flatten(node.args[1:])
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)]
 
@@ -118,11 +111,9 @@ def _differentiable(node: fx.Node) -> Any:
             flat[place] = tensor
         kept = _Kept()
         op.setup_context(kept, (input, *autograd.unflatten(flat, lengths)), None)
-        gradients: tuple[Any, ...] = op.backward(kept, grad)
-        return gradients
+        return op.backward(kept, grad)
 
-    name = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
-    return autograd._function(name, backward, 1, forward)
+    return autograd.function(op.name, backward, 1, forward)
 
 
 class _Computing:

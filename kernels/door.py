@@ -1,7 +1,7 @@
 """The direct door: a call of one fused op on one tensor in one step from Python into native code and back.
 
-`kernels/runtime/guard.cpp` is its other half: it looks whether the input is of a form that was admitted, whether somebody
-watches or wants gradients, and whether parameters and modules are what they were; then it runs the kernel. In all other
+`kernels/runtime/guard.cpp` is its other half: it looks whether the input is of a form that was admitted, whether
+somebody watches or wants gradients, and whether parameters and modules are what they were; then it runs the kernel. In all other
 cases it returns None, and the caller goes the general way, which also raises the errors. A gate only looks, for callers
 who then run several operators.
 """
@@ -53,10 +53,10 @@ def open_door(
     snapshot: Snapshot | None = None,
     structure: Any = None,
 ) -> Any:
-    """The door to a packed `kernel`, shut as soon as what `slots` hold is no longer what `snapshot` saw.
+    """The door to a `kernel` with packed weights, shut as soon as what `slots` hold is no longer what `snapshot` saw.
 
-    kernel: as of an op's `Direct`. None where there can be no door: without a kernel for
-    these tensors, with parameters that have no version, and where torch does not let native code look at tensors.
+    kernel: as of a `kernels.bound.Bound`. None where there can be no door: without a kernel, with parameters that have
+    no version, and where torch does not let native code look at tensors.
     Without a snapshot the caller sees to it that the weights are fresh and that nobody watches.
     structure: a `kernels.structure.Structure`; the door is shut while it is changed too.
     Call the door with the input after `door.admit([input], [size])`, which lets in all of the same dtype and shape.

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgraph.backend
-from fastgraph.kernels.mlp import op as mlp
+from fastgraph.kernels.library import Op
 from fastgraph.models import DeepLearningModel
 from tests.compiled import spy
 from tests.reference import random
@@ -26,13 +26,14 @@ def reset_dynamo() -> None:
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """One entry each time that weights are packed."""
     made: list[Any] = []
-    original = mlp._packed._pack
+    packed = Op.named("mlp")._packed
+    original = packed._pack
 
     def pack(*arguments: Any) -> Any:
         made.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(mlp._packed, "_pack", pack)
+    monkeypatch.setattr(packed, "_pack", pack)
     return made
 
 

@@ -9,7 +9,8 @@ from torch import nn
 import fastgraph
 from fastgraph.direct import through_door
 from fastgraph.kernels import native
-from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 from tests.reference import random
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
@@ -171,17 +172,15 @@ def test_each_of_several_ops_has_a_door(generator: torch.Generator) -> None:
 
 def test_through_door(generator: torch.Generator) -> None:
     weight, bias = random(generator, (4, 6)), random(generator, (4,))
-    op = Mlp([weight], [bias], ["relu"])
+    op = Bound(Op.named("mlp"), [weight], [bias], ["relu"])
     called = []
 
-    class Counted:
-        kernels, output_size = op.kernels, staticmethod(op.output_size)
-
+    class Counted(Bound):
         def __call__(self, input: torch.Tensor) -> torch.Tensor:
             called.append(tuple(input.shape))
-            return op(input)
+            return super().__call__(input)
 
-    call = through_door(Counted())
+    call = through_door(Counted(op.op, *op.arguments))
     for x in (
         random(generator, (2, 6)),
         random(generator, (2, 6)),

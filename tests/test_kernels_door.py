@@ -19,9 +19,8 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgraph.kernels import door, native
-from fastgraph.kernels.conv_pool.op import Direct as ConvPool
-from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
-from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 from fastgraph.kernels.structure import Structure
 from fastgraph.kernels.weights import Snapshot
 from tests.reference import in_threads, layers, random
@@ -31,10 +30,15 @@ pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled ke
 GEOMETRY = ([1, 1], [0, 0], [1, 1], [2, 2], [2, 2], [0, 0], False)
 
 
-def opened(direct: Any, tensors: dict[str, Any]) -> Any:
+def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Bound:
+    """One Linear layer."""
+    return Bound(Op.named("mlp"), [weight], [bias], ["none"])
+
+
+def opened(bound: Bound, tensors: dict[str, Any]) -> Any:
     """The door of an op's kernel, watching these tensors."""
     slots = [(tensors, name) for name in tensors]
-    return door.open_door(direct.kernels, slots, Snapshot(list(tensors.values())))
+    return door.open_door(bound.kernel, slots, Snapshot(list(tensors.values())))
 
 
 @pytest.fixture
@@ -48,22 +52,22 @@ def x(generator: torch.Generator) -> torch.Tensor:
     return random(generator, (2, 6))
 
 
-def behind_gate(direct: Any, tensors: dict[str, Any]) -> tuple[Any, Any]:
+def behind_gate(bound: Bound, tensors: dict[str, Any]) -> tuple[Any, Any]:
     """A gate before an op, watching these tensors, and both together: the op's result, or None as of a door."""
     slots = [(tensors, name) for name in tensors]
     gate = door.open_gate(slots, Snapshot(list(tensors.values())))
-    return gate, lambda *inputs: direct(*inputs) if gate(*inputs) else None
+    return gate, lambda *inputs: bound(*inputs) if gate(*inputs) else None
 
 
 @pytest.fixture(params=["door", "gate"])
 def mlp(request: pytest.FixtureRequest, weights: dict[str, Any], x: torch.Tensor) -> Any:
     """The way to one Linear layer, which has admitted inputs of x's form: by its door, or through a gate."""
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    bound = linear(weights["weight"], weights["bias"])
     if request.param == "door":
-        found = opened(direct, weights)
-        found.admit(x, direct.output_size(x))
+        found = opened(bound, weights)
+        found.admit(x, bound.output_size(x))
     else:
-        gate, found = behind_gate(direct, weights)
+        gate, found = behind_gate(bound, weights)
         gate.admit(x)
     with torch.no_grad():
         assert found(x) is not None
@@ -77,20 +81,20 @@ def test_this_torch_has_what_the_door_needs() -> None:
 def test_each_ops_kernel_behind_the_door(generator: torch.Generator) -> None:
     chain = (*layers(generator, (7, 9, 4)), ["relu", "softmax"])
     convolution = (random(generator, (3, 2, 3, 3)), random(generator, (3,)), *GEOMETRY)
-    ops = torch.ops.fastgraph
-    cases: list[tuple[Any, Any, tuple[Any, ...], tuple[int, ...]]] = [
-        (ops.mlp, Mlp, chain, (7,)),
-        (ops.conv_pool, ConvPool, convolution, (2, 9, 16)),
-        (ops.conv_pool_mlp, ConvPoolMlp, (*convolution, *chain), (2, 9, 16)),
+    cases: list[tuple[str, tuple[Any, ...], tuple[int, ...]]] = [
+        ("mlp", chain, (7,)),
+        ("conv_pool", convolution, (2, 9, 16)),
+        ("conv_pool_mlp", (*convolution, *chain), (2, 9, 16)),
     ]
-    for op, direct_of, arguments, shape in cases:
-        direct = direct_of(*arguments)
-        found = opened(direct, {})
+    for name, arguments, shape in cases:
+        op = Op.named(name)
+        bound = Bound(op, *arguments)
+        found = opened(bound, {})
         for batch in (1, 2, 5):
             image = random(generator, (batch, *shape))
             assert found(image) is None
-            found.admit(image, direct.output_size(image))
-            expected = op(image, *arguments)
+            found.admit(image, bound.output_size(image))
+            expected = op.target(image, *arguments)
             assert torch.equal(found(image), expected)
             assert expected.std() > 0.01
 
@@ -137,9 +141,9 @@ def test_what_does_not_pass(other: Callable[[torch.Tensor], Any], mlp: Any, x: t
 def test_only_the_kernel_needs_values_in_order(
     other: Callable[[torch.Tensor], Any], weights: dict[str, Any], x: torch.Tensor
 ) -> None:
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    found, (gate, through) = opened(direct, weights), behind_gate(direct, weights)
-    found.admit(x, direct.output_size(x))
+    bound = linear(weights["weight"], weights["bias"])
+    found, (gate, through) = opened(bound, weights), behind_gate(bound, weights)
+    found.admit(x, bound.output_size(x))
     gate.admit(x)
     with torch.no_grad():
         assert found(other(x)) is None
@@ -188,15 +192,15 @@ def test_one_argument_passes(mlp: Any, x: torch.Tensor) -> None:
 
 
 def test_forms_beyond_the_limit_go_the_general_way(weights: dict[str, Any]) -> None:
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    found = opened(direct, weights)
+    bound = linear(weights["weight"], weights["bias"])
+    found = opened(bound, weights)
     base = torch.zeros(4200, 6)
     for batch in range(1, 4200):
         found.admit(base[:batch], (batch, 5))
     with torch.no_grad():
         assert found(base[:4096]).shape == (4096, 5)
         assert found(base[:4097]) is None
-    gate, _ = behind_gate(direct, weights)
+    gate, _ = behind_gate(bound, weights)
     for batch in range(1, 4200):
         gate.admit(base[:batch])
     with torch.no_grad():
@@ -240,21 +244,21 @@ def test_the_door_shuts_with_a_change(change, grad: bool, mlp: Any, weights: dic
 
 
 def test_there_is_no_door_for_weights_without_a_version(weights: dict[str, Any]) -> None:
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    bound = linear(weights["weight"], weights["bias"])
     with torch.inference_mode():
-        assert opened(direct, {"weight": torch.ones(5, 6)}) is None
-        assert behind_gate(direct, {"weight": torch.ones(5, 6)})[0] is None
-        assert Mlp([torch.ones(5, 6)], [None], ["none"]).kernels == {}
-    assert opened(direct, {"weight": torch.ones(5, 6)}) is not None
+        assert opened(bound, {"weight": torch.ones(5, 6)}) is None
+        assert behind_gate(bound, {"weight": torch.ones(5, 6)})[0] is None
+        assert linear(torch.ones(5, 6)).kernel is None
+    assert opened(bound, {"weight": torch.ones(5, 6)}) is not None
 
 
 def test_the_doors_shut_with_a_change_of_the_modules(x: torch.Tensor) -> None:
     module = torch.nn.Linear(6, 5).requires_grad_(False)
-    direct = Mlp([module.weight], [module.bias], ["none"])
+    bound = linear(module.weight, module.bias)
     slots = [(module._parameters, "weight"), (module._parameters, "bias")]
     snapshot, structure = Snapshot([module.weight, module.bias]), Structure([module])
-    found, gate = door.open_door(direct.kernels, slots, snapshot, structure), door.open_gate(slots, snapshot, structure)
-    found.admit(x, direct.output_size(x))
+    found, gate = door.open_door(bound.kernel, slots, snapshot, structure), door.open_gate(slots, snapshot, structure)
+    found.admit(x, bound.output_size(x))
     gate.admit(x)
     for change in (module.register_forward_hook, module.register_forward_pre_hook):
         assert found(x) is not None
@@ -273,9 +277,9 @@ def test_the_form_is_looked_at_first(x: torch.Tensor, monkeypatch: pytest.Monkey
     asked: list[int] = []
     monkeypatch.setattr(door, "WATCHERS", [(lambda: asked.append(1), None)])
     weight = torch.ones(5, 6)
-    direct = Mlp([weight], [None], ["none"])
-    found, (gate, _) = opened(direct, {"weight": weight}), behind_gate(direct, {"weight": weight})
-    found.admit(x, direct.output_size(x))
+    bound = linear(weight)
+    found, (gate, _) = opened(bound, {"weight": weight}), behind_gate(bound, {"weight": weight})
+    found.admit(x, bound.output_size(x))
     gate.admit(x)
     assert found(x[:1]) is None
     assert not gate(x[:1])
@@ -359,9 +363,9 @@ def test_a_default_device_passes(
 def test_a_look_under_a_default_device_takes_none_of_its_python_code(
     weights: dict[str, Any], x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    found = opened(direct, weights)
-    found.admit(x, direct.output_size(x))
+    bound = linear(weights["weight"], weights["bias"])
+    found = opened(bound, weights)
+    found.admit(x, bound.output_size(x))
     asked: list[Any] = []
     monkeypatch.setattr(DeviceContext, "__torch_function__", lambda self, *arguments: asked.append(arguments))
     with torch.no_grad():
@@ -438,9 +442,9 @@ def test_the_number_of_threads_is_asked_in_each_call(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: asked.append(1) or len(asked))
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    found = opened(direct, weights)
-    found.admit(x, direct.output_size(x))
+    bound = linear(weights["weight"], weights["bias"])
+    found = opened(bound, weights)
+    found.admit(x, bound.output_size(x))
     with torch.no_grad():
         found(x)
         found(x)
@@ -461,9 +465,9 @@ def test_eight_threads(mlp: Any, x: torch.Tensor) -> None:
 
 
 def test_other_python_threads_run_while_the_kernel_does(generator: torch.Generator) -> None:
-    direct = Mlp(*layers(generator, (512, 512)), ["none"])
-    found, rows = opened(direct, {}), torch.zeros(20000, 512)
-    found.admit(rows, direct.output_size(rows))
+    bound = Bound(Op.named("mlp"), *layers(generator, (512, 512)), ["none"])
+    found, rows = opened(bound, {}), torch.zeros(20000, 512)
+    found.admit(rows, bound.output_size(rows))
     call: list[float] = []  # when it began and ended
 
     def work() -> None:
@@ -505,10 +509,10 @@ def test_a_cycle_through_the_door_is_collected(weights: dict[str, Any]) -> None:
     class Marker:
         pass
 
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    bound = linear(weights["weight"], weights["bias"])
     owner: dict[str, Any] = {**weights, "marker": Marker()}
     slots = [(owner, name) for name in weights]
-    owner["door"] = door.open_door(direct.kernels, slots, Snapshot(list(weights.values())))
+    owner["door"] = door.open_door(bound.kernel, slots, Snapshot(list(weights.values())))
     owner["gate"] = door.open_gate(slots, Snapshot(list(weights.values())))
     alive = weakref.ref(owner["marker"])
     del owner, slots
@@ -518,13 +522,13 @@ def test_a_cycle_through_the_door_is_collected(weights: dict[str, Any]) -> None:
 
 def test_a_cycle_through_the_doors_structure_is_collected() -> None:
     module = torch.nn.Linear(6, 5)
-    direct = Mlp([module.weight], [module.bias], ["none"])
+    bound = linear(module.weight, module.bias)
     slots, structure = [(module._parameters, "weight")], Structure([module])
     snapshot = Snapshot([module.weight])
-    module.door = door.open_door(direct.kernels, slots, snapshot, structure)
+    module.door = door.open_door(bound.kernel, slots, snapshot, structure)
     module.gate = door.open_gate(slots, snapshot, structure)
     alive = weakref.ref(module)
-    del module, direct, slots, structure, snapshot
+    del module, bound, slots, structure, snapshot
     gc.collect()
     assert alive() is None
 
