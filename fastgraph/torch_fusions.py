@@ -34,13 +34,13 @@ class Fusion:
     """A fused op in the place of nodes of a torch graph.
 
     op(input, *arguments) is the value of `place`. `arguments` hold nodes of an ATen graph that depend on weights
-    alone: placeholders of the torch graph, which `weights` has by the attribute's name.
+    alone: its attributes, which are placeholders of the torch graph, as `weights` has them.
     """
 
     op: Op
     input: fx.Node
     arguments: tuple[Any, ...]
-    weights: dict[str, fx.Node]
+    weights: dict[fx.Node, fx.Node]
     place: fx.Node
     replaced: set[fx.Node]  # `place` and what only it needs
     renamed: set[fx.Node]  # those that are its value under another name, after a write in place
@@ -100,7 +100,7 @@ def _in_region(traced: Traced, weights: set[fx.Node]) -> Iterator[Fusion]:
     for node in rewritten.nodes:
         op = Op.of(node.target)
         if op is not None and (fusion := _fusion(op, node, traced, before)) is not None:
-            fusion.weights = {name: inputs[name] for name in _attributes(fusion.arguments)}
+            fusion.weights = {node: inputs[str(node.target)] for node in _attributes(fusion.arguments)}
             yield fusion
 
 
@@ -155,34 +155,18 @@ def _wants_gradients(source: fx.Node, traced: Traced) -> bool:
     return is_on and any(t.requires_grad for t in tensors(source.meta.get("example_value")))
 
 
-def _attributes(arguments: Any) -> Iterator[str]:
+def _attributes(arguments: Any) -> Iterator[fx.Node]:
     """The weights that a fused op's arguments are computed from."""
     nodes: list[fx.Node] = []
     fx.map_arg(arguments, nodes.append)
     while nodes:
         node = nodes.pop()
         if node.op == "get_attr":
-            yield str(node.target)
+            yield node
         nodes += node.all_input_nodes
 
 
-def evaluate(arguments: Sequence[Any], weights: dict[str, torch.Tensor]) -> Any:
-    """A fused op's arguments for these weights."""
-    values: dict[fx.Node, Any] = {}
-
-    def value(node: fx.Node) -> Any:
-        if node.op == "get_attr":
-            return weights[str(node.target)]
-        if node not in values:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-            assert callable(node.target)
-            values[node] = node.target(*args, **kwargs)
-        return values[node]
-
-    return fx.map_arg(tuple(arguments), value)
-
-
-def program(graph: fx.Graph, fusions: Sequence[Fusion], pure: set[fx.Node]) -> fx.Graph:
+def fused_graph(graph: fx.Graph, fusions: Sequence[Fusion], pure: set[fx.Node]) -> fx.Graph:
     """The torch graph with these fused ops as calls of `fused_0`, `fused_1`, ..., each of one tensor."""
     at = {fusion.place: i for i, fusion in enumerate(fusions)}
     skipped = _needless({node for fusion in fusions for node in fusion.replaced}, fusions, graph, pure)

@@ -93,11 +93,11 @@ def test_every_activation_on_every_isa(generator: torch.Generator) -> None:
     x = torch.cat([torch.linspace(-110, 110, 5000), random(generator, (5000,)), torch.tensor([0.0, -0.0, 1e-42, 3e38])])
     rows = x[: len(x) // 4 * 4].view(-1, 4).contiguous()
     for activation in ACTIVATIONS:
-        bound = Bound(Op.named("mlp"), [torch.eye(4)], [torch.zeros(4)], [activation])
+        arguments = [torch.eye(4)], [torch.zeros(4)], [activation]
         results = []
         for name in ISAS:
             module.select_isa(name)
-            results.append(bound(rows))
+            results.append(Bound(Op.named("mlp"), *arguments)(rows))
         assert all(torch.equal(results[0], r) for r in results[1:]), activation
     module.select_isa(before)
 

@@ -1,5 +1,5 @@
-"""The door into native code, and the gate before several operators: what passes, what is sent the general way, and that
-nothing leaks."""
+"""The fast path into native code, and the guard before several operators: what passes, what goes the general way, and
+that nothing leaks."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgraph.kernels import door, native
+from fastgraph.kernels import fast_path, native
 from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.library import Op
 from fastgraph.kernels.structure import Structure
@@ -36,9 +36,9 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Bound:
 
 
 def opened(bound: Bound, tensors: dict[str, Any]) -> Any:
-    """The door of an op's kernel, watching these tensors."""
+    """The fast path to an op's kernel, for as long as these tensors stay what they are."""
     slots = [(tensors, name) for name in tensors]
-    return door.open_door(bound.kernel, slots, Snapshot(list(tensors.values())))
+    return fast_path.fast_path(bound.kernel, slots, Snapshot(list(tensors.values())))
 
 
 @pytest.fixture
@@ -52,33 +52,33 @@ def x(generator: torch.Generator) -> torch.Tensor:
     return random(generator, (2, 6))
 
 
-def behind_gate(bound: Bound, tensors: dict[str, Any]) -> tuple[Any, Any]:
-    """A gate before an op, watching these tensors, and both together: the op's result, or None as of a door."""
+def guarded(bound: Bound, tensors: dict[str, Any]) -> tuple[Any, Any]:
+    """A guard before an op, and both together: the op's result, or None as of a fast path."""
     slots = [(tensors, name) for name in tensors]
-    gate = door.open_gate(slots, Snapshot(list(tensors.values())))
-    return gate, lambda *inputs: bound(*inputs) if gate(*inputs) else None
+    guard = fast_path.guard(slots, Snapshot(list(tensors.values())))
+    return guard, lambda *inputs: bound(*inputs) if guard(*inputs) else None
 
 
-@pytest.fixture(params=["door", "gate"])
+@pytest.fixture(params=["fast path", "guard"])
 def mlp(request: pytest.FixtureRequest, weights: dict[str, Any], x: torch.Tensor) -> Any:
-    """The way to one Linear layer, which has admitted inputs of x's form: by its door, or through a gate."""
+    """The way to one Linear layer, which has admitted inputs of x's form: its fast path, or behind a guard."""
     bound = linear(weights["weight"], weights["bias"])
-    if request.param == "door":
+    if request.param == "fast path":
         found = opened(bound, weights)
-        found.admit(x, bound.output_size(x))
+        found.admit([x], [bound.output_size(x)])
     else:
-        gate, found = behind_gate(bound, weights)
-        gate.admit(x)
+        guard, found = guarded(bound, weights)
+        guard.admit(x)
     with torch.no_grad():
         assert found(x) is not None
     return found
 
 
-def test_this_torch_has_what_the_door_needs() -> None:
-    assert door.IS_SUPPORTED
+def test_this_torch_has_what_the_fast_path_needs() -> None:
+    assert fast_path.IS_SUPPORTED
 
 
-def test_each_ops_kernel_behind_the_door(generator: torch.Generator) -> None:
+def test_each_ops_kernel_on_the_fast_path(generator: torch.Generator) -> None:
     chain = (*layers(generator, (7, 9, 4)), ["relu", "softmax"])
     convolution = (random(generator, (3, 2, 3, 3)), random(generator, (3,)), *GEOMETRY)
     cases: list[tuple[str, tuple[Any, ...], tuple[int, ...]]] = [
@@ -93,7 +93,7 @@ def test_each_ops_kernel_behind_the_door(generator: torch.Generator) -> None:
         for batch in (1, 2, 5):
             image = random(generator, (batch, *shape))
             assert found(image) is None
-            found.admit(image, bound.output_size(image))
+            found.admit([image], [bound.output_size(image)])
             expected = op.target(image, *arguments)
             assert torch.equal(found(image), expected)
             assert expected.std() > 0.01
@@ -142,40 +142,40 @@ def test_only_the_kernel_needs_values_in_order(
     other: Callable[[torch.Tensor], Any], weights: dict[str, Any], x: torch.Tensor
 ) -> None:
     bound = linear(weights["weight"], weights["bias"])
-    found, (gate, through) = opened(bound, weights), behind_gate(bound, weights)
-    found.admit(x, bound.output_size(x))
-    gate.admit(x)
+    found, (guard, through) = opened(bound, weights), guarded(bound, weights)
+    found.admit([x], [bound.output_size(x)])
+    guard.admit(x)
     with torch.no_grad():
         assert found(other(x)) is None
         torch.testing.assert_close(through(other(x)), other(x).clone() @ weights["weight"].t() + weights["bias"])
 
 
-def test_a_gate_for_several_inputs(weights: dict[str, Any], x: torch.Tensor) -> None:
-    gate = door.open_gate([(weights, "weight")], Snapshot([weights["weight"]]))
+def test_a_guard_for_several_inputs(weights: dict[str, Any], x: torch.Tensor) -> None:
+    guard = fast_path.guard([(weights, "weight")], Snapshot([weights["weight"]]))
     other = x.double()
     with torch.no_grad():
-        assert not gate(x, other)
-        gate.admit(x, other)
-        assert gate(x, other)
-        assert not gate(other, x)
-        assert not gate(x)
-        assert not gate(x, other, x)
-        assert not gate()
+        assert not guard(x, other)
+        guard.admit(x, other)
+        assert guard(x, other)
+        assert not guard(other, x)
+        assert not guard(x)
+        assert not guard(x, other, x)
+        assert not guard()
     weights["weight"].requires_grad_(False)
-    assert gate(x, other)
-    assert not gate(x, other.clone().requires_grad_())
+    assert guard(x, other)
+    assert not guard(x, other.clone().requires_grad_())
 
 
-def test_a_gate_that_minds_strides(weights: dict[str, Any]) -> None:
+def test_a_guard_that_minds_strides(weights: dict[str, Any]) -> None:
     slots, snapshot = [(weights, "bias")], Snapshot([weights["bias"]])
-    gate, strict = door.open_gate(slots, snapshot), door.open_gate(slots, snapshot, strides=True)
+    guard, strict = fast_path.guard(slots, snapshot), fast_path.guard(slots, snapshot, strides=True)
     x = torch.zeros(2, 3, 4, 5)
     others = [x.to(memory_format=torch.channels_last), torch.zeros(4, 3, 4, 5)[::2], x[:1].expand(2, 3, 4, 5)]
-    for gate_of_either in (gate, strict):
-        gate_of_either.admit(x)
-        assert gate_of_either(x.clone())
+    for either in (guard, strict):
+        either.admit(x)
+        assert either(x.clone())
     for other in others:
-        assert gate(other)
+        assert guard(other)
         assert not strict(other)
     strict.admit(others[0])
     assert strict(others[0])
@@ -196,16 +196,16 @@ def test_forms_beyond_the_limit_go_the_general_way(weights: dict[str, Any]) -> N
     found = opened(bound, weights)
     base = torch.zeros(4200, 6)
     for batch in range(1, 4200):
-        found.admit(base[:batch], (batch, 5))
+        found.admit([base[:batch]], [(batch, 5)])
     with torch.no_grad():
         assert found(base[:4096]).shape == (4096, 5)
         assert found(base[:4097]) is None
-    gate, _ = behind_gate(bound, weights)
+    guard, _ = guarded(bound, weights)
     for batch in range(1, 4200):
-        gate.admit(base[:batch])
+        guard.admit(base[:batch])
     with torch.no_grad():
-        assert gate(base[:4096])
-        assert not gate(base[:4097])
+        assert guard(base[:4096])
+        assert not guard(base[:4097])
 
 
 # ---- the weights
@@ -235,7 +235,9 @@ def removed(weights: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("change", [in_place, other_memory, another, none, removed])
 @pytest.mark.parametrize("grad", [True, False])
-def test_the_door_shuts_with_a_change(change, grad: bool, mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
+def test_the_fast_path_closes_with_a_change(
+    change, grad: bool, mlp: Any, weights: dict[str, Any], x: torch.Tensor
+) -> None:
     weights["weight"].requires_grad_(False)
     with torch.set_grad_enabled(grad):
         assert mlp(x) is not None
@@ -243,53 +245,54 @@ def test_the_door_shuts_with_a_change(change, grad: bool, mlp: Any, weights: dic
         assert mlp(x) is None
 
 
-def test_there_is_no_door_for_weights_without_a_version(weights: dict[str, Any]) -> None:
+def test_there_is_no_fast_path_for_weights_without_a_version(weights: dict[str, Any]) -> None:
     bound = linear(weights["weight"], weights["bias"])
     with torch.inference_mode():
         assert opened(bound, {"weight": torch.ones(5, 6)}) is None
-        assert behind_gate(bound, {"weight": torch.ones(5, 6)})[0] is None
+        assert guarded(bound, {"weight": torch.ones(5, 6)})[0] is None
         assert linear(torch.ones(5, 6)).kernel is None
     assert opened(bound, {"weight": torch.ones(5, 6)}) is not None
 
 
-def test_the_doors_shut_with_a_change_of_the_modules(x: torch.Tensor) -> None:
+def test_both_close_with_a_change_of_the_modules(x: torch.Tensor) -> None:
     module = torch.nn.Linear(6, 5).requires_grad_(False)
     bound = linear(module.weight, module.bias)
     slots = [(module._parameters, "weight"), (module._parameters, "bias")]
     snapshot, structure = Snapshot([module.weight, module.bias]), Structure([module])
-    found, gate = door.open_door(bound.kernel, slots, snapshot, structure), door.open_gate(slots, snapshot, structure)
-    found.admit(x, bound.output_size(x))
-    gate.admit(x)
+    found = fast_path.fast_path(bound.kernel, slots, snapshot, structure)
+    guard = fast_path.guard(slots, snapshot, structure)
+    found.admit([x], [bound.output_size(x)])
+    guard.admit(x)
     for change in (module.register_forward_hook, module.register_forward_pre_hook):
         assert found(x) is not None
-        assert gate(x)
+        assert guard(x)
         handle = change(lambda *_: None)
         assert found(x) is None
-        assert not gate(x)
+        assert not guard(x)
         handle.remove()
     module.scale = 1.0
     assert found(x) is None
-    assert not gate(x)
+    assert not guard(x)
 
 
 def test_the_form_is_looked_at_first(x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers try several doors one after the other."""
+    """Callers try several fast paths one after the other."""
     asked: list[int] = []
-    monkeypatch.setattr(door, "WATCHERS", [(lambda: asked.append(1), None)])
+    monkeypatch.setattr(fast_path, "OBSERVERS", [(lambda: asked.append(1), None)])
     weight = torch.ones(5, 6)
     bound = linear(weight)
-    found, (gate, _) = opened(bound, {"weight": weight}), behind_gate(bound, {"weight": weight})
-    found.admit(x, bound.output_size(x))
-    gate.admit(x)
+    found, (guard, _) = opened(bound, {"weight": weight}), guarded(bound, {"weight": weight})
+    found.admit([x], [bound.output_size(x)])
+    guard.admit(x)
     assert found(x[:1]) is None
-    assert not gate(x[:1])
+    assert not guard(x[:1])
     assert not asked
     assert found(x) is not None
-    assert gate(x)
+    assert guard(x)
     assert len(asked) == 2
 
 
-# ---- who watches, who wants gradients
+# ---- who observes, who wants gradients
 
 
 class Functions(TorchFunctionMode):
@@ -310,7 +313,7 @@ def in_order(*contexts: AbstractContextManager[Any]) -> ExitStack:
     return stack
 
 
-WATCHES: list[Callable[[], AbstractContextManager[Any]]] = [
+OBSERVES: list[Callable[[], AbstractContextManager[Any]]] = [
     Functions,
     Operators,
     lambda: torch.autocast("cpu"),
@@ -321,7 +324,7 @@ WATCHES: list[Callable[[], AbstractContextManager[Any]]] = [
     lambda: in_order(torch.device("cpu"), forward_ad.dual_level()),
     lambda: in_order(torch.device("cpu"), torch.autocast("cpu")),
 ]
-DOES_NOT_WATCH: list[Callable[[], AbstractContextManager[Any]]] = [
+DOES_NOT_OBSERVE: list[Callable[[], AbstractContextManager[Any]]] = [
     nullcontext,
     lambda: torch.device("cpu"),
     lambda: torch.device("meta"),
@@ -331,19 +334,19 @@ DOES_NOT_WATCH: list[Callable[[], AbstractContextManager[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("watch", WATCHES)
-def test_who_watches_is_sent_the_general_way(
-    watch: Callable[[], AbstractContextManager[Any]], mlp: Any, x: torch.Tensor
+@pytest.mark.parametrize("observe", OBSERVES)
+def test_who_observes_is_sent_the_general_way(
+    observe: Callable[[], AbstractContextManager[Any]], mlp: Any, x: torch.Tensor
 ) -> None:
     with torch.no_grad():
-        with watch():
+        with observe():
             assert mlp(x) is None
-            assert not door.is_quiet()
+            assert not fast_path.is_unobserved()
         assert mlp(x) is not None
-        assert door.is_quiet()
+        assert fast_path.is_unobserved()
 
 
-@pytest.mark.parametrize("other", DOES_NOT_WATCH)
+@pytest.mark.parametrize("other", DOES_NOT_OBSERVE)
 def test_a_default_device_passes(
     other: Callable[[], AbstractContextManager[Any]], mlp: Any, x: torch.Tensor, weights: dict[str, Any]
 ) -> None:
@@ -351,7 +354,7 @@ def test_a_default_device_passes(
         expected = mlp(x)
         with other():
             assert torch.equal(mlp(x), expected)
-            assert door.is_quiet()
+            assert fast_path.is_unobserved()
             before = torch._C._len_torch_function_stack()
         in_place(weights)
         with other():
@@ -365,7 +368,7 @@ def test_a_look_under_a_default_device_takes_none_of_its_python_code(
 ) -> None:
     bound = linear(weights["weight"], weights["bias"])
     found = opened(bound, weights)
-    found.admit(x, bound.output_size(x))
+    found.admit([x], [bound.output_size(x)])
     asked: list[Any] = []
     monkeypatch.setattr(DeviceContext, "__torch_function__", lambda self, *arguments: asked.append(arguments))
     with torch.no_grad():
@@ -396,16 +399,16 @@ def test_inputs_with_tangents_do_not_pass(mlp: Any, weights: dict[str, Any], x: 
 def test_transforms_and_tracing_are_sent_the_general_way(mlp: Any, x: torch.Tensor) -> None:
     passed: list[bool] = []
 
-    def watched(value: torch.Tensor) -> torch.Tensor:
+    def observed(value: torch.Tensor) -> torch.Tensor:
         passed.append(mlp(x) is not None)
         passed.append(mlp(value) is not None)
         return value * 2
 
     with torch.no_grad():
-        torch.vmap(watched)(x)
-        torch.func.grad(lambda value: watched(value).sum())(x)
-        torch.func.jvp(watched, (x,), (x,))
-        torch._C._create_graph_by_tracing(watched, (x,), lambda value: "", False, False)
+        torch.vmap(observed)(x)
+        torch.func.grad(lambda value: observed(value).sum())(x)
+        torch.func.jvp(observed, (x,), (x,))
+        torch._C._create_graph_by_tracing(observed, (x,), lambda value: "", False, False)
     assert passed == [False] * 8
 
 
@@ -444,7 +447,7 @@ def test_the_number_of_threads_is_asked_in_each_call(
     monkeypatch.setattr(torch, "get_num_threads", lambda: asked.append(1) or len(asked))
     bound = linear(weights["weight"], weights["bias"])
     found = opened(bound, weights)
-    found.admit(x, bound.output_size(x))
+    found.admit([x], [bound.output_size(x)])
     with torch.no_grad():
         found(x)
         found(x)
@@ -467,7 +470,7 @@ def test_eight_threads(mlp: Any, x: torch.Tensor) -> None:
 def test_other_python_threads_run_while_the_kernel_does(generator: torch.Generator) -> None:
     bound = Bound(Op.named("mlp"), *layers(generator, (512, 512)), ["none"])
     found, rows = opened(bound, {}), torch.zeros(20000, 512)
-    found.admit(rows, bound.output_size(rows))
+    found.admit([rows], [bound.output_size(rows)])
     call: list[float] = []  # when it began and ended
 
     def work() -> None:
@@ -492,7 +495,7 @@ def test_other_python_threads_run_while_the_kernel_does(generator: torch.Generat
 
 def test_references(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
     held = [x, weights["weight"], weights["bias"], weights, None, torch.Tensor]
-    held += [watches for watches, _ in door.WATCHERS]
+    held += [observes for observes, _ in fast_path.OBSERVERS]
     with torch.no_grad():
         before = [sys.getrefcount(value) for value in held]
         for _ in range(1000):
@@ -505,28 +508,28 @@ def test_references(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
     assert result == 1
 
 
-def test_a_cycle_through_the_door_is_collected(weights: dict[str, Any]) -> None:
+def test_a_cycle_through_the_fast_path_is_collected(weights: dict[str, Any]) -> None:
     class Marker:
         pass
 
     bound = linear(weights["weight"], weights["bias"])
     owner: dict[str, Any] = {**weights, "marker": Marker()}
     slots = [(owner, name) for name in weights]
-    owner["door"] = door.open_door(bound.kernel, slots, Snapshot(list(weights.values())))
-    owner["gate"] = door.open_gate(slots, Snapshot(list(weights.values())))
+    owner["path"] = fast_path.fast_path(bound.kernel, slots, Snapshot(list(weights.values())))
+    owner["guard"] = fast_path.guard(slots, Snapshot(list(weights.values())))
     alive = weakref.ref(owner["marker"])
     del owner, slots
     gc.collect()
     assert alive() is None
 
 
-def test_a_cycle_through_the_doors_structure_is_collected() -> None:
+def test_a_cycle_through_its_structure_is_collected() -> None:
     module = torch.nn.Linear(6, 5)
     bound = linear(module.weight, module.bias)
     slots, structure = [(module._parameters, "weight")], Structure([module])
     snapshot = Snapshot([module.weight])
-    module.door = door.open_door(bound.kernel, slots, snapshot, structure)
-    module.gate = door.open_gate(slots, snapshot, structure)
+    module.path = fast_path.fast_path(bound.kernel, slots, snapshot, structure)
+    module.guard = fast_path.guard(slots, snapshot, structure)
     alive = weakref.ref(module)
     del module, bound, slots, structure, snapshot
     gc.collect()
@@ -558,15 +561,17 @@ def test_a_torch_without_the_table_or_of_another_version(monkeypatch: pytest.Mon
     for previous, supported in ((None, False), (present, True)):
         capsule, _table = newer(previous)
         monkeypatch.setattr(torch.Tensor, name, capsule)
-        assert module.Door.is_supported() == supported
+        assert module.FastPath.is_supported() == supported
     monkeypatch.delattr(torch.Tensor, name)
-    assert not module.Door.is_supported()
-    with pytest.raises(RuntimeError, match="Door: needs torch.Tensor.__dlpack_c_exchange_api__ of version 1"):
-        module.Door([], [], None, None)
+    assert not module.FastPath.is_supported()
+    with pytest.raises(RuntimeError, match="needs torch.Tensor.__dlpack_c_exchange_api__ of version 1"):
+        module.Guard([], [])
 
 
-def test_a_door_leads_somewhere() -> None:
+def test_a_fast_path_needs_a_kernel() -> None:
     module = native.kernels()
     assert module is not None
-    with pytest.raises(ValueError, match="Door: needs conv_pool or mlp, got neither"):
-        module.Door([], [], None, None)
+    with pytest.raises(TypeError):
+        module.FastPath([], [], None)
+    with pytest.raises(RuntimeError):
+        module.FastPath([], [], torch.ones(1))
