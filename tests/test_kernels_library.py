@@ -12,6 +12,7 @@ from fastgraph.kernels import native
 from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.checks import require
 from fastgraph.kernels.library import Op
+from tests.gpu import on_cuda, stand_in_gpu
 from tests.reference import layers, random
 
 needs_kernels = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
@@ -87,6 +88,14 @@ def test_a_record_is_all_that_an_op_takes(scaled: Op, generator: torch.Generator
         assert torch.equal(forward_ad.unpack_dual(scaled.target(forward_ad.make_dual(x, x), scale)).tangent, x * 1.5)
     with pytest.raises(RuntimeError, match=r"scaled: input: needs two dimensions, got \[5\]"):
         scaled.target(x[0], scale)
+
+
+def test_an_op_without_a_kernel_on_cuda_runs_through_aten(scaled: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    with stand_in_gpu(monkeypatch):
+        x, scale = on_cuda((torch.ones(2, 4), torch.tensor(1.5)))
+        assert scaled.running(x, scale) == ("scaled (ATen)", False, "it has no kernel on CUDA")
+        assert scaled.target(x, scale).shape == (2, 4)
 
 
 @needs_kernels
