@@ -111,7 +111,7 @@ def to_onnx(
     """
     args, kwargs = _check(model, example_inputs, example_kwargs)
     optimized = model if isinstance(model, fastgraph.OptimizedModule) else None
-    original = model if optimized is None or optimized._is_loaded else optimized._original
+    original = model if optimized is None or optimized._graphs.is_loaded else optimized._original
     dtype = dtype or (optimized.dtype if optimized is not None else None)
     opset = _opset(opset, dtype, {tensor.dtype for tensor in (*_tensors((args, kwargs)), *model.parameters())})
     target = files.check_target(path, overwrite)

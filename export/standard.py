@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fastgraph import precision
 from fastgraph.capture import Captured
-from fastgraph.direct import constant_nodes
+from fastgraph.constants import constant_nodes
 from fastgraph.rewrite import SIMPLIFICATIONS, rewrite
 from fastgraph.rewrite.rule import is_mutation
 

@@ -1,7 +1,7 @@
 """`torch.compile(model, backend="fastgraph")`: found by torch through the entry point in pyproject.toml.
 
 The backend runs the graph that torch.compile captured, with fused ops in the place of what they stand for, their
-weights packed as long as they do not change. Where gradients are wanted, or somebody watches the operators (autocast,
+weights packed as long as they do not change. Where gradients are wanted, or somebody observes the operators (autocast,
 modes, transforms), the captured graph runs as it is, which is eager.
 """
 
@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastgraph.direct import DOORS, through_door
+from fastgraph.constants import fold
 from fastgraph.gradients import compiled
-from fastgraph.kernels.door import is_quiet
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.fast_path import is_unobserved
 from fastgraph.kernels.weights import Snapshot, has_version
-from fastgraph.torch_fusions import Fusion, Fusions, evaluate, find, program
+from fastgraph.program import with_fast_path
+from fastgraph.torch_fusions import Fusion, Fusions, find, fused_graph
 
 _MISSES = 4  # times in a row that weights were packed for one call, before they have to be seen twice
 
@@ -58,21 +60,21 @@ class CompiledGraph:
 
     def __init__(self, graph_module: fx.GraphModule, fusions: Fusions) -> None:
         self._as_it_is = graph_module.forward
-        self._all = _Program(graph_module, fusions.found, fusions)
+        self._all = _WithPackedWeights(graph_module, fusions.found, fusions)
         without = [fusion for fusion in fusions.found if fusion.grads is False]
-        self._without_gradients = _Program(graph_module, without, fusions) if without else None
+        self._without_gradients = _WithPackedWeights(graph_module, without, fusions) if without else None
         self._weights = _indices(graph_module.graph, [f for f in fusions.found if f.grads is not False])
         self._turns_gradients_on = any(fusion.grads for fusion in fusions.found)
 
     def __call__(self, *inputs: Any) -> Any:
         """What the captured graph returns for its inputs, among which are the weights."""
-        program: _Program | None = self._all
+        program: _WithPackedWeights | None = self._all
         if self._turns_gradients_on or torch.is_grad_enabled():
             for i in self._weights:
                 if inputs[i].requires_grad:
                     program = self._without_gradients
                     break
-        run = program.ready(inputs) if program is not None and is_quiet() else None
+        run = program.ready(inputs) if program is not None and is_unobserved() else None
         return self._as_it_is(*inputs) if run is None else run(*inputs)
 
 
@@ -82,7 +84,7 @@ def _indices(graph: fx.Graph, fusions: Sequence[Fusion]) -> list[int]:
     return [i for i, node in enumerate(graph.find_nodes(op="placeholder")) if node in weights]
 
 
-class _Program:
+class _WithPackedWeights:
     """A graph in which some fused ops have packed weights."""
 
     def __init__(self, graph_module: fx.GraphModule, fusions: Sequence[Fusion], found: Fusions) -> None:
@@ -92,7 +94,7 @@ class _Program:
         self._indices = _indices(graph, fusions)
         self._names = [inputs[i] for i in self._indices]
         self._written = [i for i, node in enumerate(inputs) if node in found.written]
-        self._forward = compiled(program(graph, fusions, found.pure))
+        self._forward = compiled(fused_graph(graph, fusions, found.pure))
         self._nested = {name: getattr(graph_module, name) for name in _attributes(graph)}
         self._lock = threading.Lock()
         self._state: _State | None = None
@@ -127,13 +129,12 @@ class _Program:
     def _bound(self, weights: list[torch.Tensor], snapshot: Snapshot) -> "_State":
         values = dict(self._nested)
         by_node = dict(zip(self._names, weights, strict=True))
-        with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
-            for i, fusion in enumerate(self._fusions):
-                named = {name: by_node[node] for name, node in fusion.weights.items()}
-                op = DOORS[fusion.target](*evaluate(fusion.arguments, named))
-                if not op.kernels and weights[0].is_cpu:
-                    return _State(snapshot, None, set())
-                values[f"fused_{i}"] = through_door(op)
+        for i, fusion in enumerate(self._fusions):
+            given = {attribute: by_node[node] for attribute, node in fusion.weights.items()}
+            op = Bound(fusion.op, *fold(fusion.arguments, given))
+            if op.kernel is None and weights[0].is_cpu:
+                return _State(snapshot, None, set())
+            values[f"fused_{i}"] = with_fast_path(op)
         run = partial(self._forward, SimpleNamespace(**values))
         return _State(snapshot, run, {_storage(weight) for weight in weights})
 

@@ -1,6 +1,7 @@
 """What of a graph depends on parameters and buffers alone, and so has to be computed only when they change."""
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import fx
@@ -47,6 +48,19 @@ def unversioned_nodes(
         if (isinstance(tensor, torch.Tensor) and not has_version(tensor)) or not found.isdisjoint(node.all_input_nodes):
             found.add(node)
     return found
+
+
+def fold(value: Any, values: dict[fx.Node, Any]) -> Any:
+    """`value` with the values of the nodes in it: those in `values`, and what is computed from them, once, into it."""
+
+    def value_of(node: fx.Node) -> Any:
+        if node not in values:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        return values[node]
+
+    with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
+        return fx.map_arg(value, value_of)
 
 
 def _is_pure(node: fx.Node) -> bool:

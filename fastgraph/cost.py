@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +12,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fastgraph.kernels.conv_pool.reference import conv_pool
-from fastgraph.kernels.conv_pool_mlp.reference import conv_pool_mlp
-from fastgraph.kernels.mlp.reference import mlp
+from fastgraph.kernels.library import Op
 
 aten = torch.ops.aten
-# Its fake knows a fused op's shape alone; the definition knows its operators.
-_REFERENCES: dict[Any, Callable[..., Any]] = {
-    torch.ops.fastgraph.mlp.default: mlp,
-    torch.ops.fastgraph.conv_pool.default: conv_pool,
-    torch.ops.fastgraph.conv_pool_mlp.default: lambda x, w, b, *rest: conv_pool_mlp(x, w, b, rest[:7], *rest[7:]),
-}
 _FREE = (aten.clone, aten.copy_, aten._to_copy, aten.contiguous, aten.empty, aten.cat, aten.constant_pad_nd)
 # The second is Inductor's own for the first.
 _POOLS = ("aten.max_pool2d_with_indices", "prims._low_memory_max_pool_with_offsets")
@@ -64,8 +55,9 @@ def cost(node: fx.Node, values: dict[fx.Node, Any]) -> Cost:
         return Cost(0, 0)
     tensors = [t for t in pytree.tree_leaves((args, kwargs, values[node])) if _is_tensor(t)]
     moved = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+    op = Op.of(node.target)  # its fake knows a fused op's shape alone; the definition knows its operators
     with torch.no_grad(), _Flops() as flops:
-        _REFERENCES.get(node.target, node.target)(*args, **kwargs)
+        (node.target if op is None else op.reference)(*args, **kwargs)
     return Cost(flops.total, moved)
 
 

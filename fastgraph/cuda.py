@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fastgraph.direct import Direct
 from fastgraph.folded import Folded
 from fastgraph.kernels.cuda import choices, dispatch
 from fastgraph.kernels.cuda.target import unavailable
+from fastgraph.kernels.library import Op
+from fastgraph.program import Program
 from fastgraph.rewrite.rule import is_mutation
 
 MODES = {"inductor": "reduce-overhead", "max-autotune": "max-autotune"}  # engine: torch.compile's mode
@@ -43,7 +44,7 @@ def compiled(module: nn.Module, graph_module: fx.GraphModule, engine: str) -> Ca
     compiled with other measured choices.
     """
     writes = any(is_mutation(node) for node in graph_module.graph.nodes)  # to what would count as constant
-    folded = None if writes else Folded(Direct(module, graph_module.graph, doors=False))
+    folded = None if writes else Folded(Program(module, graph_module.graph, pack=False))
     compile = functools.cache(partial(torch.compile, dynamic=True, mode=MODES[engine]))
     tag = f"fastgraph {choices.digest()}"
     seen: set[Any] = set()
@@ -69,7 +70,6 @@ class Tuner(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator's result; a fused op's kernels are measured first."""
-        namespace, _, name = str(getattr(target, "name", lambda: "")()).partition("::")
-        if namespace == "fastgraph":
-            dispatch.tune(name.split(".")[0], args)
+        if (op := Op.of(target)) is not None:
+            dispatch.tune(op.name, args)
         return super().call_function(target, args, kwargs)

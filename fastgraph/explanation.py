@@ -14,17 +14,12 @@ from fastgraph.aliases import is_mutation, nested_graphs
 from fastgraph.capture import Captured, sizes
 from fastgraph.constants import constant_nodes
 from fastgraph.cost import operations
-from fastgraph.kernels.cuda import dispatch as cuda
-from fastgraph.kernels.native import cpu_capability, takes
+from fastgraph.kernels.library import Op, Running
 from fastgraph.rewrite import Rewritten
 from fastgraph.rewrite.rule import aten, origins
 from fastgraph.same_bits import same_bits
 
-FUSED: dict[Any, str] = {
-    torch.ops.fastgraph.mlp.default: "mlp",
-    torch.ops.fastgraph.conv_pool.default: "conv_pool",
-    torch.ops.fastgraph.conv_pool_mlp.default: "conv_pool_mlp",
-}
+_ATEN = Running("ATen", False, "")
 _CONVOLUTIONS = {
     aten.conv1d: "no kernel for a convolution over one axis",
     aten.conv2d: "not conv_pool: there is no max-pool behind it",
@@ -96,19 +91,11 @@ def explain(captured: Captured, rewritten: Rewritten, notes: list[str]) -> Expla
     return Explanation(_rows(captured.graph, rewritten, ""), [*notes[:1], same_bits(rewritten), *notes[1:]])
 
 
-@dataclass
-class _Kernel:
-    """What runs a node of the rewritten graph, whether that is a kernel of this package, and why nothing better."""
-
-    name: str
-    is_fused: bool
-    reason: str
-
-
 def _rows(graph: fx.Graph, rewritten: Rewritten, prefix: str) -> list[Row]:
     """The rows of a graph and of those nested in it."""
     becomes = {name: node for node in rewritten.graph.nodes for name in origins([node])}
-    kernels = {n: _kernel(n) for n in rewritten.graph.nodes if n.target in FUSED}
+    fused = {node: op for node in rewritten.graph.nodes if (op := Op.of(node.target)) is not None}
+    running = {node: op.running(*fx.map_arg(node.args, lambda n: n.meta["val"])) for node, op in fused.items()}
     constants = constant_nodes(rewritten.graph)
     refusals: dict[str, list[str]] = {}
     for refusal in rewritten.refusals:
@@ -118,24 +105,24 @@ def _rows(graph: fx.Graph, rewritten: Rewritten, prefix: str) -> list[Row]:
         if node.op != "call_function":
             continue
         new = becomes.get(node.name)
-        kernel = _Kernel("", False, "") if new is None else kernels.get(new, _Kernel("ATen", False, ""))
-        reasons = refusals.get(node.name, []) + ([kernel.reason] if kernel.reason else [])
-        if kernel.name == "ATen" and not reasons:
+        run_by = Running("", False, "") if new is None else running.get(new, _ATEN)
+        reasons = refusals.get(node.name, []) + ([run_by.reason] if run_by.reason else [])
+        if run_by == _ATEN and not reasons:
             reasons = ["computed once, from parameters" if new in constants else _default_reason(node)]
-        if new is not None and len(origins([new])) > 1 and new not in kernels:
+        if new is not None and len(origins([new])) > 1 and new not in fused:
             reasons = [f"by rule {new.meta['rule']}", *reasons]
         becomes_name = f"{prefix}{new.name}" if new else ""
-        rows.append(_row(prefix, node, becomes_name, kernel, "; ".join(dict.fromkeys(reasons))))
+        rows.append(_row(prefix, node, becomes_name, run_by, "; ".join(dict.fromkeys(reasons))))
         rows += _nested_rows(node, rewritten, prefix)
     return rows
 
 
-def _row(prefix: str, node: fx.Node, becomes: str, kernel: _Kernel, reason: str) -> Row:
+def _row(prefix: str, node: fx.Node, becomes: str, run_by: Running, reason: str) -> Row:
     flops = 0
     with suppress(Exception):  # some operators have no meta implementation, and count as none
         flops = operations(node)
     name, kind = f"{prefix}{node.name}", str(node.target)
-    return Row(name, kind, _shape(node), becomes, kernel.name, reason, flops, kernel.is_fused)
+    return Row(name, kind, _shape(node), becomes, run_by.kernel, reason, flops, run_by.is_fused)
 
 
 def _nested_rows(node: fx.Node, rewritten: Rewritten, prefix: str) -> list[Row]:
@@ -148,9 +135,9 @@ def _nested_rows(node: fx.Node, rewritten: Rewritten, prefix: str) -> list[Row]:
         if name in rewritten.nested:
             rows += _rows(inner.graph, rewritten.nested[name], within)
             continue
-        kernel, reason = _Kernel("ATen", False, ""), f"inside {node.target}, which is left as it is"
+        reason = f"inside {node.target}, which is left as it is"
         inside = [n for n in inner.graph.nodes if n.op == "call_function"]
-        rows += [_row(within, n, f"{within}{n.name}", kernel, reason) for n in inside]
+        rows += [_row(within, n, f"{within}{n.name}", _ATEN, reason) for n in inside]
     return rows
 
 
@@ -175,19 +162,3 @@ def _default_reason(node: fx.Node) -> str:
 def _shape(node: fx.Node) -> str:
     value = node.meta.get("val")
     return sizes(value) if isinstance(value, torch.Tensor) else ""
-
-
-def _kernel(node: fx.Node) -> _Kernel:
-    """What runs a fused node, "mlp (avx2)" or ATen where no kernel takes it."""
-    name = FUSED[node.target]
-    if node.meta["val"].device.type == "cuda":
-        kernels, reason = cuda.describe(name, fx.map_arg(node.args, lambda n: n.meta["val"]))
-        return _Kernel(f"{name} ({kernels})", kernels != "ATen", reason)
-    weights = [n.meta["val"] for n in node.all_input_nodes[1:]]
-    dtype = weights[0].dtype
-    if takes(*weights):
-        suffix = "" if dtype is torch.float32 else ", bfloat16 weights"
-        return _Kernel(f"{name} ({cpu_capability()}{suffix})", True, "")
-    kind = f"{str(dtype).removeprefix('torch.')} on {weights[0].device.type}"
-    reason = "no compiled kernels are used" if cpu_capability() == "aten" else f"no kernel computes in {kind}"
-    return _Kernel(f"{name} (ATen, {kind})", False, reason)

@@ -16,31 +16,23 @@ from torch import fx
 from fastgraph.aliases import Aliases
 from fastgraph.bindings import bound
 from fastgraph.kernels import autograd
-from fastgraph.kernels.conv_pool import op as conv_pool
-from fastgraph.kernels.conv_pool_mlp import op as conv_pool_mlp
-from fastgraph.kernels.mlp import op as mlp
-
-_OPS: dict[Any, Any] = {
-    torch.ops.fastgraph.mlp.default: mlp,
-    torch.ops.fastgraph.conv_pool.default: conv_pool,
-    torch.ops.fastgraph.conv_pool_mlp.default: conv_pool_mlp,
-}
+from fastgraph.kernels.library import Op
 
 
 class GradientProgram:
-    """`graph` as a function of its inputs. `slots`: where its parameters are; `doors`: the fused ops that have packed
-    weights, with the names of their kernels among a state's values."""
+    """`graph` as a function of its inputs. `slots`: where its parameters are; `fused`: the fused ops that have packed
+    weights, with their names among a state's values."""
 
     def __init__(
-        self, graph: fx.Graph, constants: set[fx.Node], slots: dict[fx.Node, Any], doors: dict[fx.Node, str]
+        self, graph: fx.Graph, constants: set[fx.Node], slots: dict[fx.Node, Any], fused: dict[fx.Node, str]
     ) -> None:
-        self._slots, self._doors = slots, doors
+        self._slots, self._fused = slots, fused
         used = [n for n in graph.nodes if n.op == "call_function" and n in constants]
         self._computed = [n for n in used if any(user not in constants for user in n.users)]
         self._given = [node for node in slots if node in constants]
         self._computing = _Computing(graph, constants, self._computed, self._given) if self._computed else None
         self._forward = compiled(self._program(graph, constants))
-        self._functions = {name: _differentiable(node) for node, name in doors.items()}
+        self._functions = {name: differentiable(node) for node, name in fused.items()}
 
     def _program(self, graph: fx.Graph, constants: set[fx.Node]) -> fx.Graph:
         program = fx.Graph()
@@ -58,13 +50,13 @@ class GradientProgram:
             seen.add(node)
             if node in mapping or node in constants:
                 continue
-            if node in self._doors:
+            if node in self._fused:
                 flat = [mapping.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf for leaf in _flat(node)]
                 input = mapping[node.args[0]]
                 if any(writer not in seen for writer in aliases.writers(node.args[0])):
                     # Backward would read what is written over by then; eager keeps a copy of some inputs.
                     input = program.call_function(torch.ops.aten.clone.default, (input,))
-                mapping[node] = program.call_module(self._doors[node], (input, *flat))
+                mapping[node] = program.call_module(self._fused[node], (input, *flat))
             else:
                 mapping[node] = program.node_copy(node, lambda n: mapping[n])
         return program
@@ -100,9 +92,10 @@ class _Kept:
         self.saved_tensors = tensors
 
 
-def _differentiable(node: fx.Node) -> Any:
+def differentiable(node: fx.Node) -> Any:
     """An autograd.Function of (kernel, input, *flattened arguments). Arguments are put in order in backward only."""
-    op = _OPS[node.target]
+    op = Op.of(node.target)
+    assert op is not None
     leaves, lengths = autograd.flatten(node.args[1:])
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)]
 
@@ -118,11 +111,9 @@ def _differentiable(node: fx.Node) -> Any:
             flat[place] = tensor
         kept = _Kept()
         op.setup_context(kept, (input, *autograd.unflatten(flat, lengths)), None)
-        gradients: tuple[Any, ...] = op.backward(kept, grad)
-        return gradients
+        return op.backward(kept, grad)
 
-    name = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
-    return autograd._function(name, backward, 1, forward)
+    return autograd.function(op.name, backward, 1, forward)
 
 
 class _Computing:

@@ -1,8 +1,6 @@
 """`optimize` and the module that it returns."""
 
-import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -15,24 +13,20 @@ from torch.nn.modules.module import (
     _global_forward_hooks,
     _global_forward_pre_hooks,
 )
-from torch.utils import _pytree as pytree
 
 from fastgraph import cuda
-from fastgraph.arguments import Signature, check_leaves, constant_key
-from fastgraph.capture import Captured, capture, check_example_inputs, grad_facts, unwrapped, written
+from fastgraph.call import compute
+from fastgraph.capture import Captured, capture, check_example_inputs, unwrapped
 from fastgraph.explanation import Explanation, explain
 from fastgraph.kernels.cuda import choices
 from fastgraph.kernels.native import cpu_capability
-from fastgraph.kernels.structure import Structure
 from fastgraph.rewrite import Rewritten
+from fastgraph.selection import Specializations
 from fastgraph.specialization import Specialization
-from fastgraph.structure import Fingerprint, modes
 from fastgraph.tracing import REGISTRIES
 from fastgraph.verify import verify as verify_module
 
 ENGINES = ("auto", "direct", "inductor", "max-autotune")
-LIMIT = 16  # graphs a module
-_ACCEPTED = 4096  # forms of inputs that are remembered as checked
 
 
 def optimize(
@@ -83,17 +77,8 @@ class OptimizedModule(nn.Module):
     """
 
     _original: nn.Module
-    _signature: Signature
-    _is_loaded: bool
-    _training: dict[nn.Module, bool]
-    _structure: Any
-    _fingerprint: Fingerprint
-    _doors: list[Any]
-    _accepted: dict[Any, Specialization]
-    _refused: dict[Any, tuple[type[Exception], str]]
-    _looks_closer: bool
-    _lock: Any
-    specializations: list[Specialization]
+    _graphs: Specializations
+    _fast_paths: list[Any]
     dtype: torch.dtype | None
     asked_engine: str
     notes: list[str]
@@ -108,38 +93,24 @@ class OptimizedModule(nn.Module):
         is_loaded: bool = False,
     ) -> None:
         super().__init__()
+        graphs = Specializations(model, captures, dtype=dtype, engine=engine, is_loaded=is_loaded)
         own: dict[str, Any] = dict(
             _original=model,
-            _is_loaded=is_loaded,
+            _graphs=graphs,
+            _fast_paths=graphs.fast_paths,
             dtype=dtype,
             asked_engine=engine,
             notes=[],
-            _lock=threading.RLock(),
-            _training={module: module.training for module in model.modules()},
-            _signature=captures[0].signature,
         )
         self.__dict__.update(own)
         for slots in REGISTRIES:  # both read the very dictionaries of the original, so that a change is seen
             self.__dict__[slots] = model.__dict__[slots]
         self.__dict__["training"] = model.training and not _eval_only(captures)
-        self._watch()
-        self.__dict__["specializations"] = [self._specialize(captured) for captured in captures]
-        self.__dict__["_looks_closer"] = any(map(_looks_closer, captures))
 
-    def _watch(self) -> None:
-        """Takes the original as it is now for what the graphs stand for."""
-        self.__dict__.update(
-            _structure=Structure(list(self._original.modules())),
-            _fingerprint=Fingerprint(self._original),
-            specializations=[],
-            _doors=[],
-            _accepted={},
-            _refused={},
-        )
-
-    def _specialize(self, captured: Captured) -> Specialization:
-        engine = self.asked_engine
-        return Specialization(self._original, captured, dtype=self.dtype, engine=engine, structure=self._structure)
+    @property
+    def specializations(self) -> list[Specialization]:
+        """The graphs, each with what runs it: one for each class of calls so far."""
+        return self._graphs.all
 
     @property
     def captured(self) -> Captured:
@@ -158,31 +129,18 @@ class OptimizedModule(nn.Module):
 
     def captures(self) -> list[Captured]:
         """All captured graphs, one for each class of calls so far."""
-        return [s.captured for s in self.specializations]
+        return self._graphs.captures()
 
     def capture_batches(self) -> None:
-        """Captures what calls with a batch of 1 and of more need, as far as the model takes them.
-
-        For a file: what is loaded from it cannot be captured anew. The batch is axis 0 of every tensor that has the
-        first one's size there; where the model does not take that, of those that the graph needs to have the same.
-        """
-        captured = self.captured
-        for batch in () if self._is_loaded or captured.state else (1, 3):
-            for related in (False, True):
-                leaves = captured.example(batch, related=related)
-                if self._find(leaves, captured.in_spec) is not None:
-                    break
-                args, kwargs = pytree.tree_unflatten(leaves, captured.in_spec)
-                with suppress(Exception), modes(self._original, self._training):
-                    self.specializations.append(self._specialize(capture(self._original, args, kwargs)))
-                    break
+        """Captures what calls with a batch of 1 and of more need, for a file; see `Specializations`."""
+        self._graphs.capture_batches()
 
     def tune(self, *args: Any, **kwargs: Any) -> None:
         """Measures the fused ops' kernels on CUDA at the sizes of these inputs, for this and later processes.
 
         Does nothing on the CPU, whose kernels have no choice to make.
         """
-        chosen, tensors = self._select(args, kwargs)
+        chosen, tensors = self._graphs.select(args, kwargs)
         chosen.tune(tensors)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -197,147 +155,11 @@ class OptimizedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's result for these inputs; the original's kind of error where they are wrong."""
         if not is_compiling() and not kwargs:
-            for door in self._doors:
-                result = door(*args)
+            for fast_path in self._fast_paths:
+                result = fast_path(*args)
                 if result is not None:
                     return result
-        return self._general(args, kwargs)
-
-    def _general(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if is_compiling():
-            return self._in_a_trace(args, kwargs)
-        chosen, tensors = self._select(args, kwargs)
-        captured = chosen.captured
-        if captured.state or (captured.custom_gradients and chosen.wants_grad(tensors)):
-            return self._run_original(args, kwargs)
-        door = chosen.door
-        results = chosen.run(tensors)
-        if chosen not in self.specializations:  # captured in this call, and right: it did not raise
-            self.specializations.append(chosen)
-            self.__dict__["_looks_closer"] |= _looks_closer(captured)
-        if chosen.door is not door:
-            self.__dict__["_doors"] = [s.door for s in self.specializations if s.door is not None]
-        if captured.out_spec.is_leaf():
-            return results[0]  # 1 us less
-        return pytree.tree_unflatten(list(results), captured.out_spec)
-
-    def _in_a_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Under torch.compile and torch.export: the graph with fused ops, or the original where there are several."""
-        (chosen, *others) = self.specializations
-        captured = chosen.captured
-        if (others or captured.state or captured.custom_gradients) and not self._is_loaded:
-            return self._original(*args, **kwargs)
-        leaves = pytree.tree_leaves(captured.signature.canonical(args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return pytree.tree_unflatten(list(chosen.rewritten.graph_module(*tensors)), captured.out_spec)
-
-    def _run_original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Eager, in the modes that the model was captured in."""
-        if self._is_loaded:
-            what = ", ".join([*self.captured.custom_gradients, *self.captured.state])
-            raise RuntimeError(f"module: gradients of {what} are Python code, which a file does not hold")
-        if all(self._training.get(m, m.training) == m.training for m in self._original.modules()):
-            return self._original(*args, **kwargs)
-        with self._lock, modes(self._original, self._training):
-            return self._original(*args, **kwargs)
-
-    def _select(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Specialization, list[torch.Tensor]]:
-        """The graph for these inputs, captured now if there is none, and the tensors among them."""
-        if not self._structure.unchanged():
-            self._follow()
-        leaves, spec = self._flatten(args, kwargs)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        key: Any = (spec, *(_form(leaf) for leaf in leaves))
-        if self._looks_closer:
-            key = (*key, grad_facts(tensors), *(t.stride() for t in tensors))
-        chosen = self._accepted.get(key)
-        if chosen is None:
-            with self._lock:
-                chosen = self._find(leaves, spec) or self._capture_anew(args, kwargs, leaves, spec, key)
-            if chosen in self.specializations:
-                if len(self._accepted) >= _ACCEPTED:
-                    self._accepted.clear()
-                self._accepted[key] = chosen
-        return chosen, tensors
-
-    def _flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
-        first = self.specializations[0].captured if self.specializations else None
-        plain = first is not None and not kwargs and len(args) == first.plain_arguments
-        if first is not None and plain and all(isinstance(a, torch.Tensor) for a in args):
-            return list(args), first.in_spec
-        signature = self._signature
-        args, kwargs = signature.canonical(args, kwargs)
-        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-        if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
-            check_leaves(leaves, signature.names(args, kwargs))
-        return leaves, spec
-
-    def _find(self, leaves: list[Any], spec: Any) -> Specialization | None:
-        for chosen in self.specializations:
-            if chosen.captured.in_spec == spec and chosen.captured.refusal(leaves) is None:
-                return chosen
-        return None
-
-    def _capture_anew(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: list[Any], spec: Any, key: Any
-    ) -> Specialization:
-        """A graph for inputs that none holds for; an error where there can be none."""
-        if (refused := self._refused.get(key)) is not None:
-            kind, text = refused
-            raise kind(text)
-        reason = self._why_none(leaves, spec)
-        if self._is_loaded:
-            raise _more(reason, "the module was loaded from a file and cannot be captured anew")
-        if len(self.specializations) >= LIMIT:
-            raise _more(reason, f"{LIMIT} graphs have been captured, which is the limit")
-        try:
-            with modes(self._original, self._training):
-                captured = capture(self._original, tuple(args), kwargs)
-            self._check_pinned(captured, spec)
-        except Exception as error:
-            cause = str(error).rpartition(": torch.export cannot capture ")[2]
-            refusal = _more(reason, f"the model cannot be captured for it: {cause}")
-            if len(self._refused) >= _ACCEPTED:
-                self._refused.clear()
-            self._refused[key] = type(refusal), str(refusal)
-            raise refusal from error
-        return self._specialize(captured)
-
-    def _why_none(self, leaves: list[Any], spec: Any) -> Exception:
-        """Why the first graph for inputs of this structure does not hold."""
-        for specialization in self.specializations:
-            captured = specialization.captured
-            if captured.in_spec == spec and (error := captured.refusal(leaves)) is not None:
-                return error
-        if not self.specializations:
-            return RuntimeError("model: has changed")
-        needed = self.captured.in_spec
-        return TypeError(f"inputs: needs the structure of the example inputs, {written(needed)}, got {written(spec)}")
-
-    def _check_pinned(self, captured: Captured, spec: Any) -> None:
-        """RuntimeError where a size, not the batch's, is one that torch.export fixes every time: no graph for each."""
-        fixed = {(name, axis): size for name, axis, size in captured.fixed_sizes() if axis > 0 and size > 1}
-        for other in self.captures():
-            for name, axis, size in other.fixed_sizes() if other.in_spec == spec else ():
-                if size > 1 and fixed.get((name, axis), size) != size:
-                    raise RuntimeError(f"torch.export fixes {name}.shape[{axis}] whatever it is")
-
-    def _follow(self) -> None:
-        """Brings the graphs up to date with an original that has changed."""
-        with self._lock:
-            if self._structure.unchanged():
-                return
-            before, specializations = self._fingerprint, self.specializations
-            now = Fingerprint(self._original)
-            changes = now.changes(before)
-            if changes and self._is_loaded:
-                what = ", ".join(changes)
-                raise RuntimeError(f"module: {what} changed; it was loaded from a file and cannot be captured anew")
-            self._watch()
-            if not changes:
-                for specialization in specializations:
-                    specialization.follow(self._structure)
-                self.__dict__["specializations"] = specializations
+        return compute(self._graphs, args, kwargs)
 
     def train(self, mode: bool = True) -> "OptimizedModule":
         """Gradients flow in any mode; a model with dropout or batch-norm stays captured in eval mode.
@@ -391,7 +213,7 @@ class OptimizedModule(nn.Module):
             [captured.over(original, memo) for captured in self.captures()],
             dtype=self.dtype,
             engine=self.asked_engine,
-            is_loaded=self._is_loaded,
+            is_loaded=self._graphs.is_loaded,
         )
         copied.notes += self.notes
         copied.training = self.training
@@ -399,23 +221,6 @@ class OptimizedModule(nn.Module):
 
     def __reduce__(self) -> Any:
         raise TypeError("OptimizedModule: cannot be pickled; use fastgraph.save(module, path) and fastgraph.load(path)")
-
-
-def _looks_closer(captured: Captured) -> bool:
-    """Whether a graph depends on strides, or on what wants gradients."""
-    return captured.strides is not None or captured.grads is not None
-
-
-def _more(error: Exception, what: str) -> Exception:
-    """An error of the same kind that says more."""
-    return type(error)(f"{error}; {what}")
-
-
-def _form(leaf: Any) -> Any:
-    """What of an input decides which graph holds for it."""
-    if isinstance(leaf, torch.Tensor):
-        return leaf.shape, leaf.dtype, leaf.device, leaf.layout
-    return constant_key(leaf)
 
 
 def _eval_only(captures: Sequence[Captured]) -> list[str]:

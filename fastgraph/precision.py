@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from fastgraph.direct import constant_nodes
+from fastgraph.constants import constant_nodes
 from fastgraph.rewrite.rule import aten
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -7,6 +7,7 @@ from torch import fx
 
 from fastgraph.aliases import argument, tensors
 from fastgraph.constants import constant_nodes
+from fastgraph.kernels.library import Op
 from fastgraph.rewrite import Rewritten
 
 aten = torch.ops.aten
@@ -27,7 +28,6 @@ _EXACT_NAMES = (
 )
 _EXACT = {getattr(aten, name) for name in _EXACT_NAMES.split()}
 _EXACT_UNSCALED = (aten.add, aten.add_, aten.sub, aten.sub_)  # a + alpha b is one rounding or two
-_FUSED = tuple(getattr(torch.ops.fastgraph, name).default for name in ("mlp", "conv_pool", "conv_pool_mlp"))
 
 
 def same_bits(rewritten: Rewritten) -> str:
@@ -57,7 +57,7 @@ def _nesting(rewritten: Rewritten) -> set[object]:
 
 def _is_exact(node: fx.Node) -> bool:
     target = node.target
-    if target in _FUSED:
+    if Op.of(target) is not None:
         weights = node.all_input_nodes[1:]
         return all(_is_fp32_on_cpu(weight) for weight in weights)
     if not isinstance(target, torch._ops.OpOverload):  # the rest computes with sizes

@@ -9,14 +9,13 @@ from torch import fx, nn
 
 from fastgraph import cuda, precision
 from fastgraph.capture import Captured, free_ones, read_from, rebind
-from fastgraph.direct import Direct, State
-from fastgraph.kernels.door import is_quiet
+from fastgraph.program import Program, State
 from fastgraph.regions import is_switch, without_switches
 from fastgraph.rewrite import Rewritten, rewrite
 
 
 class Specialization:
-    """`run(tensors)` computes the flattened results for inputs that `captured`, a graph of `model`, holds for.
+    """`captured`, a graph of `model`, rewritten, and what runs it for inputs that it holds for; see `fastgraph.call`.
 
     engine: "direct", "inductor" or "max-autotune", as in `optimize`; dtype: what it computes in, None for the model's.
     """
@@ -33,15 +32,15 @@ class Specialization:
         # Its native guard knows nothing of strides, and of gradients only whether they are wanted.
         direct = self.engine == "direct" and captured.plain_arguments is not None
         guarded = direct and captured.strides is None and captured.grads is None and not captured.state
-        self._direct = Direct(
+        self._program = Program(
             captured.graph_module,
             self.rewritten.graph,
             out_spec=captured.out_spec if guarded else None,
             structure=structure,
         )
         self._state: State | None = None
-        self.door: Any = None  # the fast path for calls like those that it admitted
-        self._compiled = None if self.engine == "direct" else self._compile()
+        self.fast_path: Any = None  # for calls like those that it admitted
+        self.compiled = None if self.engine == "direct" else self._compile()
 
     def _rewrite(self, graph_module: fx.GraphModule) -> Rewritten:
         with free_ones():  # what rules compute of sizes is not to fix any
@@ -52,17 +51,18 @@ class Specialization:
         return rewritten
 
     @cached_property
-    def _with_gradients(self) -> Rewritten:
+    def rewritten_with_gradients(self) -> Rewritten:
         """What runs where gradients are wanted: regions without gradients stay what they are."""
         if not any(is_switch(node) for node in self.captured.graph.nodes):
             return self.rewritten
         return self._rewrite(self.captured.graph_module)
 
     @cached_property
-    def _direct_with_gradients(self) -> Direct:
-        if self._with_gradients is self.rewritten:
-            return self._direct
-        return Direct(self.captured.graph_module, self._with_gradients.graph)
+    def program_with_gradients(self) -> Program:
+        """The program for calls that want gradients."""
+        if self.rewritten_with_gradients is self.rewritten:
+            return self._program
+        return Program(self.captured.graph_module, self.rewritten_with_gradients.graph)
 
     @cached_property
     def never_wants_grad(self) -> bool:
@@ -80,14 +80,14 @@ class Specialization:
 
     def follow(self, structure: Any) -> None:
         """Takes the model's tensors as they are now; nothing else of it has changed. `structure`: its new one."""
-        graphs = [self.captured, self.rewritten, self.__dict__.get("_with_gradients")]
+        graphs = [self.captured, self.rewritten, self.__dict__.get("rewritten_with_gradients")]
         for graph in graphs:
             if graph is not None:
                 rebind(graph.graph_module, self._model, self.captured.attributes)
-        for direct in (self._direct, self.__dict__.get("_direct_with_gradients")):
-            if direct is not None:
-                direct.follow(structure)
-        self._state = self.door = None
+        for program in (self._program, self.__dict__.get("program_with_gradients")):
+            if program is not None:
+                program.follow(structure)
+        self._state = self.fast_path = None
 
     def _compile(self) -> Callable[..., Sequence[Any]]:
         if self.on_cuda:
@@ -103,48 +103,33 @@ class Specialization:
         if self.on_cuda:
             with torch.no_grad():
                 cuda.Tuner(self.rewritten.graph_module).run(*tensors)
-            self._compiled = self._compile()
+            self.compiled = self._compile()
 
     def wants_grad(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether a result of these inputs has to carry gradients."""
         if not torch.is_grad_enabled() or self.never_wants_grad:
             return False
-        return any(t.requires_grad for values in (tensors, self._direct.all_tensors()) for t in values)
+        return any(t.requires_grad for values in (tensors, self._program.all_tensors()) for t in values)
 
-    def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
-        """The flattened results."""
-        quiet = is_quiet()
-        if not quiet and _is_transformed(tensors):
-            return self.captured.graph_module(*tensors)  # a transform or autocast decides operator by operator
-        wants_grad = self.wants_grad(tensors)
-        if self._compiled is not None and not (self.on_cuda and wants_grad):
-            return self._compiled(*tensors)
-        if not quiet or any(type(t) not in (torch.Tensor, torch.nn.Parameter) for t in tensors):
-            return (self._with_gradients if wants_grad else self.rewritten).graph_module(*tensors)
-        if wants_grad:
-            return self._direct_with_gradients.run_with_gradients(*tensors)
-        if not torch.is_grad_enabled():
-            return self._run_direct(tensors)
-        with torch.no_grad():
-            return self._run_direct(tensors)
-
-    def _run_direct(self, tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
-        state = self._direct.fresh_state()
+    def run_program(self, tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
+        """The flattened results, with gradients off; lets calls like this one take the fast path from now on."""
+        state = self._program.fresh_state()
         if state is not self._state:
-            self._state, self.door = state, _without_gradients(state.door) if self.never_wants_grad else state.door
-        results = self._direct.run(state, *tensors)
+            path = state.fast_path
+            self._state, self.fast_path = state, _without_gradients(path) if self.never_wants_grad else path
+        results = self._program.run(state, *tensors)
         state.admit(*tensors)
         return results
 
 
-def _without_gradients(door: Any) -> Any:
-    """The door of a module whose forward is without gradients, whatever the caller's mode."""
-    if door is None:
+def _without_gradients(fast_path: Any) -> Any:
+    """The fast path of a module whose forward is without gradients, whatever the caller's mode."""
+    if fast_path is None:
         return None
 
     def call(*arguments: Any) -> Any:
         with torch.no_grad():
-            return door(*arguments)
+            return fast_path(*arguments)
 
     return call
 
@@ -163,13 +148,3 @@ def _engine(captured: Captured) -> str:
     """What "auto" is. Inductor's kernels for CUDA are Triton's: direct where there can be none."""
     values = [node.meta.get("val") for node in captured.placeholders]
     return "inductor" if cuda.is_on_cuda(values) and cuda.why_no_triton(values) is None else "direct"
-
-
-def _is_transformed(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether the call is under autocast, forward-mode differentiation or a transform of torch.func."""
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
-        return True
-    return any(
-        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        for device in {t.device.type for t in tensors}
-    )

@@ -15,16 +15,12 @@ from torch._guards import tracing
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastgraph.aliases import tensors
+from fastgraph.kernels.library import Op
 from fastgraph.rewrite import rewrite
 from fastgraph.rewrite.rule import origins
 from fastgraph.torch_trace import Traced, storages, trace_all
 
 logger = logging.getLogger(__name__)
-FUSED = (
-    torch.ops.fastgraph.mlp.default,
-    torch.ops.fastgraph.conv_pool.default,
-    torch.ops.fastgraph.conv_pool_mlp.default,
-)
 # They change what was recorded for the nodes before them: sizes, or whether gradients are wanted.
 _CHANGE_RECORDS = (
     *("swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "t_", "transpose_"),
@@ -37,14 +33,14 @@ _WEIGHT = "fastgraph_weight_"  # attributes of an ATen graph that are placeholde
 class Fusion:
     """A fused op in the place of nodes of a torch graph.
 
-    target(input, *arguments) is the value of `place`. `arguments` hold nodes of an ATen graph that depend on weights
-    alone: placeholders of the torch graph, which `weights` has by the attribute's name.
+    op(input, *arguments) is the value of `place`. `arguments` hold nodes of an ATen graph that depend on weights
+    alone: its attributes, which are placeholders of the torch graph, as `weights` has them.
     """
 
-    target: Any
+    op: Op
     input: fx.Node
     arguments: tuple[Any, ...]
-    weights: dict[str, fx.Node]
+    weights: dict[fx.Node, fx.Node]
     place: fx.Node
     replaced: set[fx.Node]  # `place` and what only it needs
     renamed: set[fx.Node]  # those that are its value under another name, after a write in place
@@ -102,8 +98,9 @@ def _in_region(traced: Traced, weights: set[fx.Node]) -> Iterator[Fusion]:
         logger.info("a region of the graph stays as it is", exc_info=True)
         return
     for node in rewritten.nodes:
-        if node.target in FUSED and (fusion := _fusion(node, traced, before)) is not None:
-            fusion.weights = {name: inputs[name] for name in _attributes(fusion.arguments)}
+        op = Op.of(node.target)
+        if op is not None and (fusion := _fusion(op, node, traced, before)) is not None:
+            fusion.weights = {node: inputs[str(node.target)] for node in _attributes(fusion.arguments)}
             yield fusion
 
 
@@ -118,7 +115,7 @@ def _as_attributes(traced: Traced, weights: set[fx.Node]) -> dict[str, fx.Node]:
     return attributes
 
 
-def _fusion(node: fx.Node, traced: Traced, before: dict[str, int]) -> Fusion | None:
+def _fusion(op: Op, node: fx.Node, traced: Traced, before: dict[str, int]) -> Fusion | None:
     """The fused ATen `node` as one in the torch graph; None where it does not stand for whole torch nodes."""
     input, *arguments = node.args
     if not isinstance(input, fx.Node) or not all(_is_constant(a) for a in node.all_input_nodes if a is not input):
@@ -136,7 +133,7 @@ def _fusion(node: fx.Node, traced: Traced, before: dict[str, int]) -> Fusion | N
     fits = all(n in renamed and order[user] > order[place] for n, user in leaving)
     if partly or not fits or order[source] >= order[place] or _wants_gradients(source, traced):
         return None
-    return Fusion(node.target, source, tuple(arguments), {}, place, replaced, renamed, traced.region.grads)
+    return Fusion(op, source, tuple(arguments), {}, place, replaced, renamed, traced.region.grads)
 
 
 def _value_of(node: fx.Node, traced: Traced, before: dict[str, int]) -> fx.Node | None:
@@ -158,34 +155,18 @@ def _wants_gradients(source: fx.Node, traced: Traced) -> bool:
     return is_on and any(t.requires_grad for t in tensors(source.meta.get("example_value")))
 
 
-def _attributes(arguments: Any) -> Iterator[str]:
+def _attributes(arguments: Any) -> Iterator[fx.Node]:
     """The weights that a fused op's arguments are computed from."""
     nodes: list[fx.Node] = []
     fx.map_arg(arguments, nodes.append)
     while nodes:
         node = nodes.pop()
         if node.op == "get_attr":
-            yield str(node.target)
+            yield node
         nodes += node.all_input_nodes
 
 
-def evaluate(arguments: Sequence[Any], weights: dict[str, torch.Tensor]) -> Any:
-    """A fused op's arguments for these weights."""
-    values: dict[fx.Node, Any] = {}
-
-    def value(node: fx.Node) -> Any:
-        if node.op == "get_attr":
-            return weights[str(node.target)]
-        if node not in values:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-            assert callable(node.target)
-            values[node] = node.target(*args, **kwargs)
-        return values[node]
-
-    return fx.map_arg(tuple(arguments), value)
-
-
-def program(graph: fx.Graph, fusions: Sequence[Fusion], pure: set[fx.Node]) -> fx.Graph:
+def fused_graph(graph: fx.Graph, fusions: Sequence[Fusion], pure: set[fx.Node]) -> fx.Graph:
     """The torch graph with these fused ops as calls of `fused_0`, `fused_1`, ..., each of one tensor."""
     at = {fusion.place: i for i, fusion in enumerate(fusions)}
     skipped = _needless({node for fusion in fusions for node in fusion.replaced}, fusions, graph, pure)

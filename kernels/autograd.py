@@ -44,7 +44,7 @@ def unflatten(flat: Sequence[Any], lengths: Sequence[int]) -> tuple[Any, ...]:
     return tuple(arguments)
 
 
-def _function(name: str, backward: Backward, before: int, forward: Callable[..., torch.Tensor]) -> Any:
+def function(name: str, backward: Backward, before: int, forward: Callable[..., torch.Tensor]) -> Any:
     """An autograd.Function named after the op, since results show it: grad_fn=<MlpBackward>.
 
     It is applied to the op's flattened arguments, behind `before` others. `forward` has the ctx and keeps on it itself:
@@ -85,33 +85,15 @@ def register(
         setup_context(ctx, arguments, None)
         return below(*arguments)
 
-    function = _function(name, backward, 1, forward)
+    differentiable = function(name, backward, 1, forward)
 
     def kernel(*arguments: Any) -> torch.Tensor:
         if is_transformed():
             return formula(*arguments)
         flat, _ = flatten(arguments)
         wanted = torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in flat)
-        result: torch.Tensor = function.apply(arguments, *flat) if wanted else below(*arguments)
+        result: torch.Tensor = differentiable.apply(arguments, *flat) if wanted else below(*arguments)
         return result
 
     library.impl(name, kernel, "Autograd")
     library.impl(name, formula, "FuncTorchBatched")
-
-
-def with_gradients(
-    name: str, call: Callable[[torch.Tensor], torch.Tensor], arguments: Sequence[Any], keep: Keep, backward: Backward
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`call(input)`, the op `name` with all its other `arguments` fixed, with gradients for input and arguments.
-
-    What `register` does for the op in a tenth of the time, since nothing is looked at or taken apart in a call.
-    """
-    fixed = tuple(arguments)
-    flat, _ = flatten(fixed)
-
-    def forward(ctx: Any, input: torch.Tensor, *_: Any) -> torch.Tensor:
-        keep(ctx, (input, *fixed), None)
-        return call(input)
-
-    function = _function(name, backward, 0, forward)
-    return lambda input: function.apply(input, *flat)

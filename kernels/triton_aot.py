@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastgraph.kernels.conv_pool import cuda as conv_pool
+from fastgraph.kernels.conv_pool.op import Geometry
 from fastgraph.kernels.conv_pool_mlp import cuda as conv_pool_mlp
 from fastgraph.kernels.cuda.architecture import ARCHITECTURES, COMPILED, Architecture
 from fastgraph.kernels.cuda.target import Target, fp32_precisions
@@ -46,7 +47,7 @@ KINDS = {  # name: (dtype, precision of fp32 products)
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 CHAIN = (784, 512, 256, 10)
 ACTIVATIONS = ["relu", "relu", "softmax"]
-GEOMETRY = ([1, 1], [0, 0], [1, 1], [3, 3], [2, 2], [0, 0], False)
+GEOMETRY = Geometry([1, 1], [0, 0], [1, 1], [3, 3], [2, 2], [0, 0], False)
 
 
 WIDE_LOADS = r"ld\.global\S*\.v4\.b32|cp\.async\.c[ag]\S* [^;]*, 0x10|cp\.async\.bulk\.tensor"

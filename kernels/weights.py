@@ -84,7 +84,7 @@ class Packed:
         """What `get` kept for these tensors, which it was given like this and which have not changed; else None."""
         present = [t for t in tensors if t is not None]
         key = self._key(tensors, arguments)
-        for snapshot, packed_key, packed in self._entries.get(present[0], ()):
+        for snapshot, packed_key, packed in self._entries.get(present[0], ()) if present else ():
             if packed_key == key and snapshot.matches(present):
                 return packed
         return None

@@ -24,7 +24,7 @@ class Seen:
 
     def take(self) -> list[str]:
         """The names of the fused ops, in order."""
-        names = [fusion.target._schema.name.partition("::")[2] for fusion in self.fusions]
+        names = [fusion.op.name for fusion in self.fusions]
         self.fusions.clear()
         return names
 

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgraph.backend
-from fastgraph.kernels.mlp import op as mlp
+from fastgraph.kernels.library import Op
 from fastgraph.models import DeepLearningModel
 from tests.compiled import spy
 from tests.reference import random
@@ -26,23 +26,24 @@ def reset_dynamo() -> None:
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """One entry each time that weights are packed."""
     made: list[Any] = []
-    original = mlp._packed._pack
+    packed = Op.named("mlp")._packed
+    original = packed._pack
 
     def pack(*arguments: Any) -> Any:
         made.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(mlp._packed, "_pack", pack)
+    monkeypatch.setattr(packed, "_pack", pack)
     return made
 
 
 @pytest.fixture
-def doors(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """One entry each time that a fused op runs on packed weights."""
     ran: list[Any] = []
-    original = fastgraph.backend.through_door
+    original = fastgraph.backend.with_fast_path
 
-    def through_door(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    def with_fast_path(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         call = original(op)
 
         def counted(x: torch.Tensor) -> torch.Tensor:
@@ -51,7 +52,7 @@ def doors(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
         return counted
 
-    monkeypatch.setattr(fastgraph.backend, "through_door", through_door)
+    monkeypatch.setattr(fastgraph.backend, "with_fast_path", with_fast_path)
     return ran
 
 
@@ -67,7 +68,7 @@ def normed() -> nn.Sequential:
 
 @pytest.mark.parametrize("model_of", [chain, normed])
 def test_weights_are_packed_once(
-    model_of: Callable[[], nn.Module], packings: list[Any], doors: list[Any], generator: torch.Generator
+    model_of: Callable[[], nn.Module], packings: list[Any], ran: list[Any], generator: torch.Generator
 ) -> None:
     compiled = torch.compile(model_of(), backend="fastgraph", fullgraph=True)
     x = random(generator, (3, 12))
@@ -75,7 +76,7 @@ def test_weights_are_packed_once(
         for _ in range(10):
             compiled(x)
     assert len(packings) == 1
-    assert len(doors) == 10
+    assert len(ran) == 10
 
 
 def _step(model: nn.Module) -> None:
@@ -128,7 +129,7 @@ CHANGES = [_step, _load, _assign, _data, _replace, _bias, _optimizer, _to, _stat
 def test_changed_weights_are_used(
     change: Callable[[nn.Module], None],
     model_of: Callable[[], nn.Module],
-    doors: list[Any],
+    ran: list[Any],
     generator: torch.Generator,
 ) -> None:
     model = model_of()
@@ -140,7 +141,7 @@ def test_changed_weights_are_used(
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x))
         assert not torch.allclose(compiled(x), before)
-    assert len(doors) == 3
+    assert len(ran) == 3
 
 
 def test_a_computed_weight_is_packed_once_or_not_at_all(packings: list[Any], generator: torch.Generator) -> None:
@@ -216,18 +217,18 @@ def test_dtypes_without_a_kernel_stay_as_they_are(
     assert seen.take() == []
 
 
-def test_gradients_are_followed_when_they_are_switched_on(doors: list[Any], generator: torch.Generator) -> None:
+def test_gradients_are_followed_when_they_are_switched_on(ran: list[Any], generator: torch.Generator) -> None:
     model, x = chain().requires_grad_(False), random(generator, (3, 12))
     compiled = torch.compile(model, backend="fastgraph", fullgraph=True)
     assert not compiled(x).requires_grad
-    assert len(doors) == 1
+    assert len(ran) == 1
     model[2].weight.requires_grad_()
     compiled(x).sum().backward()
     assert model[2].weight.grad.abs().max() > 0
-    assert len(doors) == 1
+    assert len(ran) == 1
 
 
-def test_watched_calls_see_the_operators(doors: list[Any], generator: torch.Generator) -> None:
+def test_observed_calls_see_the_operators(ran: list[Any], generator: torch.Generator) -> None:
     """Where dynamo itself does not step aside."""
 
     class Operators(TorchDispatchMode):
@@ -238,18 +239,18 @@ def test_watched_calls_see_the_operators(doors: list[Any], generator: torch.Gene
     def backend(graph_module: Any, example_inputs: Any) -> Any:
         graph = fastgraph.backend.fastgraph_backend(graph_module, example_inputs)
 
-        def watched(*inputs: Any) -> Any:
+        def observed(*inputs: Any) -> Any:
             with Operators():
                 return graph(*inputs)
 
-        return watched
+        return observed
 
     called: list[Any] = []
     model, x = chain(), random(generator, (3, 12))
     with torch.no_grad():
         assert torch.equal(torch.compile(model, backend=backend)(x), model(x))
     assert called.count(torch.ops.aten.addmm.default) == 2
-    assert doors == []
+    assert ran == []
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own
@@ -265,7 +266,7 @@ def test_tangents_reach_a_compiled_model(generator: torch.Generator) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_every_batch(doors: list[Any], generator: torch.Generator) -> None:
+def test_every_batch(ran: list[Any], generator: torch.Generator) -> None:
     model = chain()
     for dynamic in (None, True, False):
         torch.compiler.reset()
@@ -274,10 +275,10 @@ def test_every_batch(doors: list[Any], generator: torch.Generator) -> None:
             for batch in (2, 3, 17, 1, 0):
                 x = random(generator, (batch, 12))
                 torch.testing.assert_close(compiled(x), model(x))
-    assert len(doors) == 15
+    assert len(ran) == 15
 
 
-def test_sizes_and_numbers_among_the_arguments(doors: list[Any], generator: torch.Generator) -> None:
+def test_sizes_and_numbers_among_the_arguments(ran: list[Any], generator: torch.Generator) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -294,7 +295,7 @@ def test_sizes_and_numbers_among_the_arguments(doors: list[Any], generator: torc
             x = random(generator, (rows, 12))
             ours, theirs = (f(x, factor, rows, shift=shift) for f in (compiled, model))
             torch.testing.assert_close(ours, theirs)
-    assert len(doors) == 3
+    assert len(ran) == 3
 
 
 def test_several_threads(generator: torch.Generator) -> None:
@@ -319,20 +320,20 @@ MODES = [None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cu
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_modes_of_torch_compile(mode: str | None, doors: list[Any], generator: torch.Generator) -> None:
+def test_modes_of_torch_compile(mode: str | None, ran: list[Any], generator: torch.Generator) -> None:
     model, x = chain(), random(generator, (3, 12))
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, backend="fastgraph", mode=mode)(x), model(x))
-    assert len(doors) == 1
+    assert len(ran) == 1
 
 
-def test_options_of_torch_compile(doors: list[Any], generator: torch.Generator) -> None:
+def test_options_of_torch_compile(ran: list[Any], generator: torch.Generator) -> None:
     model, x = chain(), random(generator, (3, 12))
     for options in ({}, {"epilogue_fusion": True}, {"max_autotune": False, "triton.cudagraphs": False}):
         torch.compiler.reset()
         with torch.no_grad():
             torch.testing.assert_close(torch.compile(model, backend="fastgraph", options=options)(x), model(x))
-    assert len(doors) == 3
+    assert len(ran) == 3
 
 
 def test_unknown_modes_and_options_are_named() -> None:

@@ -148,8 +148,8 @@ def test_a_region_without_gradients_is_fused_in_a_call_that_wants_them(
 ) -> None:
     """The layer in no_grad runs packed, the other one in eager."""
     ran: list[Any] = []
-    original = fastgraph.backend.through_door
-    monkeypatch.setattr(fastgraph.backend, "through_door", lambda op: ran.append(op) or original(op))
+    original = fastgraph.backend.with_fast_path
+    monkeypatch.setattr(fastgraph.backend, "with_fast_path", lambda op: ran.append(op) or original(op))
     assert_as_eager(model(_no_grad), random(generator, (3, 8)), backward=True)
     assert len(ran) == 1
 

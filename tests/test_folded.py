@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import fastgraph
-from fastgraph.direct import Direct
 from fastgraph.folded import Folded
+from fastgraph.program import Program
 from tests.reference import random
 
 
@@ -32,7 +32,7 @@ def x(generator: torch.Generator) -> torch.Tensor:
 def folded_of(x: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[fastgraph.OptimizedModule, Folded]:
     torch.manual_seed(8)
     module = fastgraph.optimize(Model().eval(), (x,), dtype=dtype)
-    return module, Folded(Direct(module, module.rewritten.graph, doors=False))
+    return module, Folded(Program(module, module.rewritten.graph, pack=False))
 
 
 def agrees(module: fastgraph.OptimizedModule, folded: Folded, x: torch.Tensor) -> None:
@@ -94,14 +94,14 @@ def test_a_replaced_parameter_is_seen_and_the_old_one_left_alone(x: torch.Tensor
 def test_nothing_is_computed_while_nothing_changes(x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     module, folded = folded_of(x, torch.bfloat16)
     count = 0
-    state = Direct.state
+    state = Program.state
 
-    def counted(direct: Direct) -> Any:
+    def counted(program: Program) -> Any:
         nonlocal count
         count += 1
-        return state(direct)
+        return state(program)
 
-    monkeypatch.setattr(Direct, "state", counted)
+    monkeypatch.setattr(Program, "state", counted)
     for _ in range(3):
         folded.fresh()
     assert count == 1

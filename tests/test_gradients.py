@@ -1,20 +1,22 @@
 """Gradients through the direct engine: each fused op on packed weights, and modules of one and of several."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 import fastgraph
-from fastgraph.kernels.conv_pool.op import Direct as ConvPool
-from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
-from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.gradients import differentiable
+from fastgraph.kernels import autograd
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 from tests.reference import layers, random
 
 GEOMETRY = ([1, 1], [0, 0], [1, 1], [2, 2], [2, 2], [0, 0], False)
-OPS = {"mlp": Mlp, "conv_pool": ConvPool, "conv_pool_mlp": ConvPoolMlp}
 NAMES = {"mlp": "MlpBackward", "conv_pool": "ConvPoolBackward", "conv_pool_mlp": "ConvPoolMlpBackward"}
 
 
@@ -34,13 +36,21 @@ def tensors(values: list[Any]) -> list[torch.Tensor]:
     return [t.requires_grad_() for t in flat if isinstance(t, torch.Tensor)]
 
 
+def with_gradients(name: str, others: list[Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The op on packed weights as the engine runs it: a function of the input, with gradients for all tensors."""
+    op, graph = Op.named(name), fx.Graph()
+    nodes = pytree.tree_map_only(torch.Tensor, lambda _: graph.placeholder("weight"), others)
+    node = graph.call_function(op.target, (graph.placeholder("input"), *nodes))
+    function, bound, (flat, _) = differentiable(node), Bound(op, *others), autograd.flatten(others)
+    return lambda input: function.apply(bound, input, *flat)
+
+
 @pytest.mark.parametrize("biases", [True, False])
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_op_on_packed_weights_has_the_ops_gradients(name: str, biases: bool, generator: torch.Generator) -> None:
     x, others = arguments(name, biases, generator)
     wanted = tensors([x, *others])
-    direct = OPS[name](*others)
-    fast, registered = direct.with_gradients(direct)(x), getattr(torch.ops.fastgraph, name)(x, *others)
+    fast, registered = with_gradients(name, others)(x), getattr(torch.ops.fastgraph, name)(x, *others)
     assert torch.equal(fast, registered)
     assert fast.grad_fn.name() == registered.grad_fn.name() == NAMES[name]
     seed = random(generator, tuple(fast.shape))
@@ -56,13 +66,13 @@ def test_an_op_on_packed_weights_has_the_ops_gradients(name: str, biases: bool, 
 def test_only_what_wants_gradients_gets_them(generator: torch.Generator) -> None:
     x, others = arguments("mlp", True, generator)
     weight = others[0][1].requires_grad_()
-    direct = Mlp(*others)
-    direct.with_gradients(direct)(x)[:, 0].sum().backward()
+    fast = with_gradients("mlp", others)
+    fast(x)[:, 0].sum().backward()
     assert weight.grad.abs().max() > 0
     assert x.grad is None
     assert others[0][0].grad is None
     weight.requires_grad_(False)
-    assert not direct.with_gradients(direct)(x).requires_grad
+    assert not fast(x).requires_grad
 
 
 class Several(nn.Module):

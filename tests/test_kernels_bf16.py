@@ -10,8 +10,9 @@ from fastgraph.data import digits
 from fastgraph.kernels import native
 from fastgraph.kernels.conv_pool import op as conv_pool_op
 from fastgraph.kernels.conv_pool import reference as conv_pool_reference
+from fastgraph.kernels.library import Op
 from fastgraph.kernels.mlp import reference as mlp_reference
-from fastgraph.kernels.mlp.op import ACTIVATIONS, packed
+from fastgraph.kernels.mlp.op import ACTIVATIONS
 from fastgraph.kernels.native import cpu_capability
 from fastgraph.models import DeepLearningModel, Net
 from tests.reference import assert_close_to_reference, check_gradients, check_op, layers, random
@@ -145,8 +146,9 @@ def test_weights_of_two_dtypes_are_refused(generator: torch.Generator) -> None:
 @needs_kernels
 def test_packed_weights_are_half_as_large(generator: torch.Generator) -> None:
     weights, biases = layers(generator, [784, 512, 256, 10])
-    half = packed(bf16(weights), bf16(biases), ["relu", "relu", "none"]).packed_bytes
-    assert half <= 1.1 * sum(2 * t.numel() for t in (*weights, *biases))
+    packing = Op.named("mlp").packing((bf16(weights), bf16(biases), ["relu", "relu", "none"]))
+    assert packing is not None
+    assert packing.kernel.packed_bytes <= 1.1 * sum(2 * t.numel() for t in (*weights, *biases))
 
 
 @pytest.mark.parametrize("model", [DeepLearningModel.pretrained(), Net().eval()], ids=["deep", "net"])

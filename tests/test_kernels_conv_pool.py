@@ -6,7 +6,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import fastgraph.kernels.conv_pool.reference as reference
-from fastgraph.kernels.conv_pool.op import Direct
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 from tests.reference import check_gradients, check_op, random
 
 conv_pool = torch.ops.fastgraph.conv_pool.default
@@ -236,13 +237,13 @@ def test_errors_name_the_argument(change: dict, message: str) -> None:
         conv_pool(*{**GOOD, **change}.values())
 
 
-def test_direct_door_gives_the_ops_bits(generator: torch.Generator) -> None:
+def test_a_bound_op_gives_the_ops_bits(generator: torch.Generator) -> None:
     x, weight, bias, *geometry = arguments(generator, "lenet_1")
-    door = Direct(weight, bias, *geometry)
+    bound = Bound(Op.named("conv_pool"), weight, bias, *geometry)
     for image in (x, x[:, :, :20].contiguous(), x.flip(3), x[:1], x[:0]):
-        assert torch.equal(door(image), conv_pool(image, weight, bias, *geometry))
+        assert torch.equal(bound(image), conv_pool(image, weight, bias, *geometry))
     with pytest.raises(RuntimeError, match="needs a larger W"):
-        door(x[..., :4].contiguous())
+        bound(x[..., :4].contiguous())
 
 
 @pytest.mark.parametrize("outlier", [1.0, 30.0, 1e3, 1e6, 1e30])

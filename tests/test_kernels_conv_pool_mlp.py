@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fastgraph.kernels.conv_pool_mlp.reference as reference
-from fastgraph.kernels.conv_pool_mlp.op import Direct
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 from tests.reference import check_gradients, check_op, layers, random
 
 op = torch.ops.fastgraph.conv_pool_mlp.default
@@ -78,10 +79,10 @@ def test_errors_name_the_argument(generator: torch.Generator) -> None:
         op(x, *rest[:-3], [rest[-3][0], torch.ones(2, 9)], *rest[-2:])
 
 
-def test_direct_door_gives_the_ops_bits(generator: torch.Generator) -> None:
+def test_a_bound_op_gives_the_ops_bits(generator: torch.Generator) -> None:
     x, *rest = arguments(generator, (21, 37), [17, 8, 2])
-    door = Direct(*rest)
+    bound = Bound(Op.named("conv_pool_mlp"), *rest)
     for image in (x, x[:, :, :11].contiguous(), x[:1], x[:0], x.to(memory_format=torch.channels_last)):
-        assert torch.equal(door(image), op(image, *rest))
+        assert torch.equal(bound(image), op(image, *rest))
     with pytest.raises(RuntimeError, match="needs pooled rows that divide"):
-        door(torch.ones(2, 3, 21, 39))
+        bound(torch.ones(2, 3, 21, 39))

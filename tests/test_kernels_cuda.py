@@ -10,6 +10,7 @@ import torch
 from torch._functorch.aot_autograd import aot_function
 
 from fastgraph.kernels.conv_pool import cuda as conv_pool
+from fastgraph.kernels.conv_pool.op import Geometry
 from fastgraph.kernels.conv_pool_mlp import cuda as conv_pool_mlp
 from fastgraph.kernels.cuda import architecture, choices, dispatch, target, tiles
 from fastgraph.kernels.cuda.architecture import ARCHITECTURES, COMPILED, OLDEST
@@ -207,7 +208,7 @@ def test_a_conv_pool_mlp_that_is_not_one_launch(
     channels = change.get("channels", 3)
     weights, _ = layers(generator, change.get("features", [238, 120, 1]))
     pool, pool_stride = change.get("pool", [3, 3]), change.get("pool_stride", [2, 2])
-    geometry = ([1, 1], [0, 0], [1, 1], pool, pool_stride, [0, 0], False)
+    geometry = Geometry([1, 1], [0, 0], [1, 1], pool, pool_stride, [0, 0], False)
     x, weight = torch.empty(1, channels, 30, 480), torch.empty(16, channels, 3, 3)
     assert conv_pool_mlp.whole_refusal(x, weight, geometry, weights, "bf16") == reason
 

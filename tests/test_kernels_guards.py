@@ -1,12 +1,12 @@
 """The library as it is shipped, between guards: NaN around what is read, sentinels around what is written."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from fastgraph.kernels import native
-from fastgraph.kernels.conv_pool import op as conv_pool
-from fastgraph.kernels.conv_pool_mlp import op as conv_pool_mlp  # noqa: F401  (registers the op)
-from fastgraph.kernels.mlp import op as mlp
+from fastgraph.kernels.library import Op
 from tests.reference import layers, random
 from tests.test_kernels_conv_pool import CASES, arguments
 
@@ -27,8 +27,20 @@ def result(count: int) -> torch.Tensor:
     return torch.full((count + 2 * GUARD,), SENTINEL)
 
 
+def inside(memory: torch.Tensor) -> torch.Tensor:
+    """What is between the guards."""
+    return memory[GUARD:-GUARD]
+
+
+def kernel_of(name: str, *arguments: Any) -> Any:
+    """The op's kernel with these weights packed."""
+    packing = Op.named(name).packing(arguments)
+    assert packing is not None
+    return packing.kernel
+
+
 def check(memory: torch.Tensor, expected: torch.Tensor) -> None:
-    assert torch.equal(memory[GUARD:-GUARD], expected.flatten())
+    assert torch.equal(inside(memory), expected.flatten())
     assert (memory[:GUARD] == SENTINEL).all()
     assert (memory[-GUARD:] == SENTINEL).all()
 
@@ -38,14 +50,14 @@ def check(memory: torch.Tensor, expected: torch.Tensor) -> None:
 def test_mlp(sizes: list[int], generator: torch.Generator) -> None:
     weights, biases = layers(generator, sizes)
     activations = ["gelu"] * (len(weights) - 1) + ["softmax"]
-    plan = mlp.packed([guarded(w) for w in weights], [guarded(b) for b in biases], activations)
+    kernel = kernel_of("mlp", [guarded(w) for w in weights], [guarded(b) for b in biases], activations)
     for rows in (1, 2, 7, 13, 97):
         x = random(generator, (rows, sizes[0]))
         expected = torch.ops.fastgraph.mlp.default(x, weights, biases, activations)
         assert expected.isfinite().all()
         for threads in (1, 3):
             y = result(expected.numel())
-            plan.run([guarded(x)], [y[GUARD:-GUARD]], threads)
+            kernel.run([guarded(x)], [inside(y).view(expected.shape)], threads)
             check(y, expected)
 
 
@@ -55,18 +67,16 @@ def test_conv_pool_and_conv_pool_mlp(name: str, generator: torch.Generator) -> N
     x, weight, bias, *geometry = arguments(generator, name)
     pooled = torch.ops.fastgraph.conv_pool.default(x, weight, bias, *geometry)
     assert pooled.isfinite().all()
-    plan = conv_pool.packed(guarded(weight), guarded(bias), tuple(geometry))
+    convolution = guarded(weight), guarded(bias), *geometry
+    kernel = kernel_of("conv_pool", *convolution)
     weights, biases = layers(generator, [pooled.shape[3], 20, 3])
-    then = mlp.packed(weights, biases, ["relu", "none"])
-    module = native.kernels()
-    assert module is not None
-    both = module.ConvPoolMlp(plan, then)
+    both = kernel_of("conv_pool_mlp", *convolution, weights, biases, ["relu", "none"])
     rows = torch.ops.fastgraph.mlp.default(pooled.view(-1, pooled.shape[3]), weights, biases, ["relu", "none"])
     for threads in (1, 3):
         image = guarded(x)
         y = result(pooled.numel())
-        plan.run([image], [y[GUARD:-GUARD]], threads)
+        kernel.run([image], [inside(y).view(pooled.shape)], threads)
         check(y, pooled)
         y = result(rows.numel())
-        both.run([image], [y[GUARD:-GUARD]], threads)
+        both.run([image], [inside(y).view(rows.shape)], threads)
         check(y, rows)

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastgraph.kernels.mlp.reference as reference
-from fastgraph.kernels.mlp.op import ACTIVATIONS, Direct
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
+from fastgraph.kernels.mlp.op import ACTIVATIONS
 from tests.reference import check_op, layers, random
 
 mlp = torch.ops.fastgraph.mlp.default
@@ -213,13 +215,13 @@ def test_errors_name_the_argument(change: dict, error: type[Exception], message:
         mlp(*{**good, **change}.values())
 
 
-def test_direct_door_gives_the_ops_bits(generator: torch.Generator) -> None:
+def test_a_bound_op_gives_the_ops_bits(generator: torch.Generator) -> None:
     weights, biases = layers(generator, [50, 40, 30])
-    door = Direct(weights, biases, ["relu", "softmax"])
+    bound = Bound(Op.named("mlp"), weights, biases, ["relu", "softmax"])
     for x in (random(generator, (7, 50)), random(generator, (7, 100))[:, ::2], random(generator, (2, 3, 50))):
-        assert torch.equal(door(x), mlp(x, weights, biases, ["relu", "softmax"]))
+        assert torch.equal(bound(x), mlp(x, weights, biases, ["relu", "softmax"]))
     with pytest.raises(RuntimeError, match="needs the dtype of weights"):
-        door(torch.ones(2, 50).double())
+        bound(torch.ones(2, 50).double())
 
 
 @pytest.mark.usefixtures("isa")

@@ -9,10 +9,8 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from fastgraph.kernels.conv_pool import reference as conv_pool
-from fastgraph.kernels.conv_pool_mlp import op as conv_pool_mlp_op
-from fastgraph.kernels.conv_pool_mlp import reference as conv_pool_mlp
-from fastgraph.kernels.mlp import op as mlp_op
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 from fastgraph.kernels.mlp import reference as mlp
 from tests.reference import assert_close_to_reference, double, layers, random
 from tests.test_gradients import GEOMETRY
@@ -24,9 +22,7 @@ pytestmark = [
 ]
 
 REFERENCES: dict[str, Callable[..., torch.Tensor]] = {
-    "mlp": mlp.mlp,
-    "conv_pool": conv_pool.conv_pool,
-    "conv_pool_mlp": lambda x, *rest: conv_pool_mlp.conv_pool_mlp(x, *conv_pool_mlp_op.split(rest)),
+    name: Op.named(name).reference for name in ("mlp", "conv_pool", "conv_pool_mlp")
 }
 
 
@@ -167,9 +163,9 @@ def test_which_bias_is_absent_is_part_of_what_is_packed(generator: torch.Generat
     x = random(generator, (3, 6))
     for biases in ([bias, None], [None, bias]):
         expected = mlp.mlp(x, weights, biases, ["relu", "none"])
-        torch.testing.assert_close(mlp_op.mlp_cpu(x, weights, biases, ["relu", "none"]), expected)
-        direct = mlp_op.Direct(weights, biases, ["relu", "none"])
-        torch.testing.assert_close(direct(x), expected)
+        op = Op.named("mlp")
+        torch.testing.assert_close(op.target(x, weights, biases, ["relu", "none"]), expected)
+        torch.testing.assert_close(Bound(op, weights, biases, ["relu", "none"])(x), expected)
 
 
 def test_a_call_by_name_still_checks_what_it_was_not_given_before(generator: torch.Generator) -> None:

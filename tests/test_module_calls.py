@@ -12,7 +12,7 @@ from torch import nn
 
 import fastgraph
 from fastgraph.kernels import native
-from fastgraph.kernels.mlp import op
+from fastgraph.kernels.library import Op
 from tests.reference import in_threads, random
 
 
@@ -39,15 +39,16 @@ def test_eight_threads_and_a_writer(deep: nn.Module, generator: torch.Generator)
 
 def test_packed_once_and_no_growth(deep: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     packings = []
-    pack = op._packed._pack
-    monkeypatch.setattr(op._packed, "_pack", lambda *arguments: packings.append(pack(*arguments)) or packings[-1])
+    packed = Op.named("mlp")._packed
+    pack = packed._pack
+    monkeypatch.setattr(packed, "_pack", lambda *arguments: packings.append(pack(*arguments)) or packings[-1])
     fast = fastgraph.optimize(deep, (torch.zeros(2, 784),))
     with torch.no_grad():
         for batch in (3, 1, 3, 64, 3):
             fast(torch.zeros(batch, 784))
     if native.kernels() is not None:
         assert len(packings) == 1
-        assert packings[0].packed_bytes <= 1.1 * sum(p.numel() * 4 for p in deep.parameters())
+        assert packings[0].kernel.packed_bytes <= 1.1 * sum(p.numel() * 4 for p in deep.parameters())
 
 
 AUDITED = """

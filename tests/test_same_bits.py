@@ -5,7 +5,8 @@ import ctypes
 import pytest
 import torch
 
-from fastgraph.kernels.mlp.op import packed, run
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 from fastgraph.models import DeepLearningModel, Net
 from tests.conftest import ISAS
 from tests.reference import layers, random
@@ -92,11 +93,11 @@ def test_every_activation_on_every_isa(generator: torch.Generator) -> None:
     x = torch.cat([torch.linspace(-110, 110, 5000), random(generator, (5000,)), torch.tensor([0.0, -0.0, 1e-42, 3e38])])
     rows = x[: len(x) // 4 * 4].view(-1, 4).contiguous()
     for activation in ACTIVATIONS:
-        plan = packed([torch.eye(4)], [torch.zeros(4)], [activation])
+        arguments = [torch.eye(4)], [torch.zeros(4)], [activation]
         results = []
         for name in ISAS:
             module.select_isa(name)
-            results.append(run(plan, rows, len(rows), 4, len(rows), 4))
+            results.append(Bound(Op.named("mlp"), *arguments)(rows))
         assert all(torch.equal(results[0], r) for r in results[1:]), activation
     module.select_isa(before)
 

@@ -11,22 +11,22 @@ from torch import nn
 import fastgraph
 from fastgraph import verify
 from fastgraph.capture import capture
-from fastgraph.direct import Direct
 from fastgraph.evaluation import evaluate, random_nodes
 from fastgraph.models import DeepLearningModel
+from fastgraph.program import Program
 from fastgraph.sums import Sums
 from fastgraph.verify import error, run, tolerance
 
 
 def test_a_wrong_kernel_is_refused(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
     """One weight of the chain packed wrong: optimize raises, and says how far the result is off."""
-    original = Direct.run
+    original = Program.run
 
     def wrong(self: Any, state: Any, *inputs: Any) -> tuple[Any, ...]:
         return tuple(y + 1e-4 for y in original(self, state, *inputs))
 
     x = torch.rand(3, 784, generator=generator)
-    monkeypatch.setattr(Direct, "run", wrong)
+    monkeypatch.setattr(Program, "run", wrong)
     with pytest.raises(RuntimeError, match=r"verify: output 0: error 0.0001 against float64, allowed .*e-0"):
         fastgraph.optimize(DeepLearningModel().eval(), (x,))
     assert fastgraph.optimize(DeepLearningModel().eval(), (x,), verify=False) is not None
@@ -43,7 +43,7 @@ def test_integer_outputs_have_to_be_equal(monkeypatch: pytest.MonkeyPatch) -> No
 
     fast = fastgraph.optimize(Argmax().eval(), (torch.ones(3, 784),))
     assert fast(torch.ones(3, 784)).dtype == torch.int64
-    monkeypatch.setattr(Direct, "run", lambda self, state, *inputs: (torch.full((3,), 11),))
+    monkeypatch.setattr(Program, "run", lambda self, state, *inputs: (torch.full((3,), 11),))
     with pytest.raises(RuntimeError, match="verify: output 0 differs from eager's"):
         fastgraph.optimize(Argmax().eval(), (torch.ones(3, 784),))
 
@@ -215,13 +215,13 @@ def test_model_and_inputs_stay_untouched(fails: bool, monkeypatch: pytest.Monkey
     versions = {name: t._version for name, t in model.state_dict(keep_vars=True).items()}
     before, version = x.clone(), x._version
     if fails:
-        original = Direct.run
+        original = Program.run
 
         def failing(self: Any, *arguments: Any) -> None:
             original(self, *arguments)
             raise ZeroDivisionError("on purpose")
 
-        monkeypatch.setattr(Direct, "run", failing)
+        monkeypatch.setattr(Program, "run", failing)
         with pytest.raises(ZeroDivisionError):
             fastgraph.optimize(model, (x,))
     else:
@@ -236,27 +236,27 @@ def test_model_and_inputs_stay_untouched(fails: bool, monkeypatch: pytest.Monkey
 def test_a_wrong_write_is_refused(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The outputs are right; what is left in the buffer, or in the input, is not."""
     model = Function(writes_everywhere).eval()
-    original = Direct.run
+    original = Program.run
 
     def wrong(self: Any, state: Any, x: torch.Tensor) -> Any:
         results = tuple(r.clone() for r in original(self, state, x))
         (model.buffer if target == "buffer" else x)[0, 2] += 1
         return results
 
-    monkeypatch.setattr(Direct, "run", wrong)
-    monkeypatch.setattr(Direct, "run_with_gradients", wrong)
+    monkeypatch.setattr(Program, "run", wrong)
+    monkeypatch.setattr(Program, "run_with_gradients", wrong)
     with pytest.raises(RuntimeError, match=f"verify: {target} .*afterwards: error 1 against float64"):
         fastgraph.optimize(model, (torch.randn(4, 8),))
 
 
 def test_results_that_are_one_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Direct.run
+    original = Program.run
 
     def wrong(self: Any, state: Any, x: torch.Tensor) -> Any:
         first, _ = original(self, state, x)
         return first, first
 
-    monkeypatch.setattr(Direct, "run", wrong)
+    monkeypatch.setattr(Program, "run", wrong)
     with pytest.raises(RuntimeError, match="verify: outputs share memory"):
         fastgraph.optimize(Function(lambda m, x: (m.linear(x), m.linear(x))).eval(), (torch.randn(2, 8),))
 
@@ -272,7 +272,7 @@ def test_near_ties_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     assert eager is not None
     assert note(model, x).startswith("verified")
     result = torch.where(torch.rand(3, 8) < 0.5, exact[0], eager[0])
-    monkeypatch.setattr(Direct, "run", lambda self, state, x: (result[: len(x)].clone(),))
+    monkeypatch.setattr(Program, "run", lambda self, state, x: (result[: len(x)].clone(),))
     assert note(model, x).startswith("verified")
     result[1, 1] += 2
     with pytest.raises(RuntimeError, match="output 0 differs from eager's and float64's in 1 of"):
@@ -346,6 +346,6 @@ def test_an_ill_conditioned_model_is_blamed_for_more_than_rounding(monkeypatch: 
     with torch.no_grad():
         result = model(x)
     result[0, 0] += 0.01
-    monkeypatch.setattr(Direct, "run", lambda self, state, x: (result[: len(x)].clone(),))
+    monkeypatch.setattr(Program, "run", lambda self, state, x: (result[: len(x)].clone(),))
     with pytest.raises(RuntimeError, match="output 0: error"):
         note(model, x)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx
 
+from fastgraph.constants import constant_nodes
 from fastgraph.cost import Cost, cost
-from fastgraph.direct import constant_nodes
 from fastgraph.export.graphs.run import Recorded
 
 

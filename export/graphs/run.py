@@ -13,7 +13,9 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fastgraph.direct import DOORS, constant_nodes
+from fastgraph.constants import constant_nodes
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 
 WARM_UP = 1
 LEAD_IN, PAUSE_S = 2, 0.02
@@ -43,28 +45,29 @@ class _Recorder(fx.Interpreter):
 
 
 class _Timer(fx.Interpreter):
-    """Runs fused ops through their direct doors, weights packed, as the direct engine does."""
+    """Runs fused ops with their weights packed, as the direct engine does."""
 
     def __init__(self, graph_module: fx.GraphModule, constants: dict[fx.Node, Any], inputs: Sequence[Any]) -> None:
         super().__init__(graph_module)
         self._constants, self._inputs = constants, inputs
         self._on_gpu = any(isinstance(value, torch.Tensor) and value.is_cuda for value in inputs)
         self.seconds: dict[fx.Node, float] = {}
-        self._doors: dict[fx.Node, Any] = {}
+        self._ready: dict[fx.Node, Any] = {}
         for node in graph_module.graph.nodes:
-            if node.target not in DOORS:
+            op = Op.of(node.target)
+            if op is None:
                 continue
             source = node.args[0]
             if all(n in constants for n in node.all_input_nodes if n is not source):
                 arguments = fx.map_arg(node.args[1:], lambda n: constants[n])
-                self._doors[node] = functools.partial(self._through, DOORS[node.target](*arguments), source)
+                self._ready[node] = functools.partial(self._bound, Bound(op, *arguments), source)
 
     def once(self) -> None:
         """One run; an environment serves one, which takes values out of it when they are no longer needed."""
         self.run(*self._inputs, initial_env=dict(self._constants))
 
     def run_node(self, n: fx.Node) -> Any:
-        call = self._doors.get(n) or functools.partial(super().run_node, n)
+        call = self._ready.get(n) or functools.partial(super().run_node, n)
         start = time.perf_counter()
         result = call()
         if self._on_gpu:
@@ -72,8 +75,8 @@ class _Timer(fx.Interpreter):
         self.seconds[n] = time.perf_counter() - start
         return result
 
-    def _through(self, door: Any, source: fx.Node) -> Any:
-        return door(self.env[source])
+    def _bound(self, call: Bound, source: fx.Node) -> Any:
+        return call(self.env[source])
 
 
 def record(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Recorded:

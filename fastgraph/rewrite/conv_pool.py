@@ -2,16 +2,16 @@
 
 from typing import Any
 
-import torch
 from torch import fx
 
-from fastgraph.kernels.conv_pool.op import is_slower, refusal
+from fastgraph.kernels.conv_pool.op import Geometry, is_slower, refusal
+from fastgraph.kernels.library import Op
 from fastgraph.rewrite.rule import Facts, Match, Rule, argument, aten, calls, only_user, value
 
 CONV = (aten.conv2d.default, aten.conv2d.padding)
 POOL = aten.max_pool2d.default
 RELU = aten.relu.default
-OP = torch.ops.fastgraph.conv_pool.default
+OP = Op.named("conv_pool").target
 
 
 def pair(value: Any) -> list[int]:
@@ -32,12 +32,13 @@ def conv_padding(conv: fx.Node) -> list[int] | str:
     return "padding='same' is not symmetric here" if any(t % 2 for t in total) else [t // 2 for t in total]
 
 
-def geometry_of(conv: fx.Node, pool: fx.Node) -> tuple[Any, ...]:
+def geometry_of(conv: fx.Node, pool: fx.Node) -> Geometry:
     """The op's arguments behind weight and bias, in its order; the convolution's padding may be a reason (a string)."""
     kernel = pair(argument(pool, "kernel_size"))
-    return (
+    padding: Any = conv_padding(conv)
+    return Geometry(
         pair(argument(conv, "stride")),
-        conv_padding(conv),
+        padding,
         pair(argument(conv, "dilation")),
         kernel,
         pair(argument(pool, "stride") or kernel),
@@ -82,7 +83,7 @@ class ConvPool:
         if pair(argument(pool, "dilation")) != [1, 1]:
             return f"pool dilation {pair(argument(pool, 'dilation'))} (the kernel takes 1)"
         geometry = geometry_of(conv, pool)
-        return geometry[1] if isinstance(geometry[1], str) else refusal(geometry) or _slower(conv)
+        return geometry.padding if isinstance(geometry.padding, str) else refusal(geometry) or _slower(conv)
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         conv = match.nodes[0]

@@ -1,13 +1,13 @@
 """A `conv_pool` whose pooled rows are the rows of an `mlp` becomes one `fastgraph::conv_pool_mlp`."""
 
-import torch
 from torch import fx
 
+from fastgraph.kernels.library import Op
 from fastgraph.rewrite import conv_pool, mlp
 from fastgraph.rewrite.rule import Facts, Match, Rule, aten, calls, only_user, value
 
 VIEW = (aten.view.default, aten.reshape.default)
-OP = torch.ops.fastgraph.conv_pool_mlp.default
+OP = Op.named("conv_pool_mlp").target
 
 
 class ConvPoolMlp:

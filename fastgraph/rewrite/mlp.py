@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import torch
 from torch import fx
 
+from fastgraph.kernels.library import Op
 from fastgraph.kernels.mlp.op import LAST_ONLY, MAX_ACTIVATIONS
 from fastgraph.rewrite.rule import Facts, Match, Rule, argument, aten, calls, only_user, value
 
 LINEAR = aten.linear.default
-OP = torch.ops.fastgraph.mlp.default
+OP = Op.named("mlp").target
 _ELEMENTWISE = {
     aten.relu.default: "relu",
     aten.silu.default: "silu",

@@ -21,7 +21,7 @@ def refusal(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         return "a convolution without weights"
     if weight.numel() > LARGEST:
         return f"more than {LARGEST} weights"
-    _, _, height, width = output_shape(input, weight, geometry)
+    _, _, height, width = output_shape(input, weight, Geometry(*geometry))
     return f"more than {LARGEST} pooled pixels an image" if height * width > LARGEST else None
 
 
@@ -56,7 +56,7 @@ def geometry_arguments(input: torch.Tensor, weight: torch.Tensor, geometry: Geom
 
 def key(weight: torch.Tensor, geometry: Geometry, dtype: torch.dtype, target: Target) -> str:
     """What a measured choice holds for: the convolution, the pool, dtype or precision, architecture."""
-    numbers = [list(weight.shape), *(list(v) for v in geometry[:6])]
+    numbers = [list(weight.shape), *(list(v) for v in geometry[:-1])]
     sizes = " ".join("x".join(str(n) for n in pair) for pair in numbers)
     return f"conv_pool {sizes} {target.kind(dtype)} {target.architecture.name}"
 
@@ -72,17 +72,18 @@ def run(
     """The op by its Triton kernel; `tile` None: the one measured as fastest, or the default."""
     from fastgraph.kernels.conv_pool import triton as kernels
 
-    y = input.new_empty(output_shape(input, weight, geometry))
+    sizes = Geometry(*geometry)
+    y = input.new_empty(output_shape(input, weight, sizes))
     batch, channels, height, width = y.shape
     pixels = batch * height * width
     if tile is None:
-        choice = choices.chosen(key(weight, geometry, input.dtype, target), pixels)
+        choice = choices.chosen(key(weight, sizes, input.dtype, target), pixels)
         taps = weight[0].numel()
         tile = choice.tile if choice else None
         tile = tile or tiles.conv_pool(channels, taps, input.dtype, target)
     grid = (cdiv(pixels, tile.m) * cdiv(channels, tile.n),)
     target.launch(kernels.conv_pool_kernel)[grid](
-        **geometry_arguments(input, weight, geometry),
+        **geometry_arguments(input, weight, sizes),
         b_ptr=weight if bias is None else bias.contiguous(),
         y_ptr=y,
         POOLED_H=height,
@@ -101,7 +102,7 @@ def describe(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any, target: Target
 ) -> tuple[str, str | None]:
     """(which kernel runs, None)."""
-    measured = choices.describe(key(weight, geometry, input.dtype, target))
+    measured = choices.describe(key(weight, Geometry(*geometry), input.dtype, target))
     return measured or "one launch (default tile, not measured)", None
 
 
@@ -109,8 +110,9 @@ def trials(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any, target: Target
 ) -> Iterator[Trials]:
     """Tiles."""
-    batch, channels, height, width = output_shape(input, weight, geometry)
+    sizes = Geometry(*geometry)
+    batch, channels, height, width = output_shape(input, weight, sizes)
     found = tiles.conv_pool_candidates(channels, weight[0].numel(), input.dtype, target)
     call = partial(run, input, weight, bias, *geometry, target=target)
     ways = (Trial("whole", t, partial(call, tile=t)) for t in found)
-    yield Trials(key(weight, geometry, input.dtype, target), batch * height * width, ways)
+    yield Trials(key(weight, sizes, input.dtype, target), batch * height * width, ways)

@@ -14,41 +14,45 @@ all else in ATen. RuntimeError for tensors that do not fit together.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from fastgraph.kernels import autograd, native
+from fastgraph.kernels import native
 from fastgraph.kernels.checks import require, require_like
 from fastgraph.kernels.conv_pool import reference
-from fastgraph.kernels.cuda import dispatch as cuda
-from fastgraph.kernels.mlp.op import LIBRARY
-from fastgraph.kernels.weights import Packed
+from fastgraph.kernels.library import Op, Size
 
 MAX_OPEN_ROWS = 16  # pooling windows that one row can lie in; kMaxOpenRows in kernels/conv_pool/cpu.h
 MAX_POOL_PADDING = 16  # kMaximaMargin there
 WIDENED_FLOATS = 1 << 20  # of bf16 images that are widened at once
 
-GEOMETRY = (
-    "int[2] stride, int[2] padding, int[2] dilation, "
-    "int[2] pool_kernel_size, int[2] pool_stride, int[2] pool_padding, bool ceil_mode"
-)
-LIBRARY.define(f"conv_pool(Tensor input, Tensor weight, Tensor? bias, {GEOMETRY}) -> Tensor")
-
 SLOWER = ((288, 10), (576, 15), (1536, math.inf))  # from so many values a sum, for rows of at most so many pixels
 
-Geometry = tuple[Any, ...]  # the arguments that GEOMETRY names, in its order
+
+class Geometry(NamedTuple):
+    """What is behind weight and bias in the schema; with their sizes ConvPoolGeometry in kernels/conv_pool/cpu.h."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    pool_kernel_size: Sequence[int]
+    pool_stride: Sequence[int]
+    pool_padding: Sequence[int]
+    ceil_mode: bool
+
+
+GEOMETRY = ", ".join(f"int[2] {name}" for name in Geometry._fields[:-1]) + ", bool ceil_mode"  # in the ops' schemas
 
 
 def refusal(geometry: Geometry) -> str | None:
     """Why the kernel does not take these sizes, or None if it does."""
-    _, _, _, pool_kernel_size, pool_stride, pool_padding, _ = geometry
-    open_rows = -(-pool_kernel_size[0] // pool_stride[0])
+    open_rows = -(-geometry.pool_kernel_size[0] // geometry.pool_stride[0])
     if open_rows > MAX_OPEN_ROWS:
         return f"{open_rows} windows of the pool lie on one row (the kernel takes {MAX_OPEN_ROWS})"
-    if max(pool_padding) > MAX_POOL_PADDING:
-        return f"pool_padding {list(pool_padding)} is above {MAX_POOL_PADDING}"
+    if max(geometry.pool_padding) > MAX_POOL_PADDING:
+        return f"pool_padding {list(geometry.pool_padding)} is above {MAX_POOL_PADDING}"
     return None
 
 
@@ -87,12 +91,12 @@ def output_shape(input: torch.Tensor, weight: torch.Tensor, geometry: Geometry) 
 
 def check_geometry(op: str, geometry: Geometry) -> None:
     """Pairs where pairs are needed, in the ranges that torch allows and the kernel takes."""
-    names = ("stride", "padding", "dilation", "pool_kernel_size", "pool_stride", "pool_padding")
     least = (1, 0, 1, 1, 1, 0)
-    for name, value, smallest in zip(names, geometry, least, strict=False):
+    for name, smallest in zip(Geometry._fields[:-1], least, strict=True):
+        value = getattr(geometry, name)
         fits = len(value) == 2 and min(value) >= smallest
         require(fits, "{}: {}: needs two numbers of at least {}, got {}", op, name, smallest, list(value))
-    kernel, padding = geometry[3], geometry[5]
+    kernel, padding = geometry.pool_kernel_size, geometry.pool_padding
     fits = all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
     most = "needs at most half of pool_kernel_size"
     require(fits, "{}: pool_padding: {} {}, got {}", op, most, list(kernel), list(padding))
@@ -100,16 +104,21 @@ def check_geometry(op: str, geometry: Geometry) -> None:
     require(reason is None, "{}: {}", op, reason)
 
 
-def check(op: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> None:
-    """The contract of the op, on real and on fake tensors."""
+def check_constants(op: str, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> None:
+    """The contract, as much of it as the input has no part in."""
     check_geometry(op, geometry)
     require(weight.dim() == 4, "{}: weight: needs shape [O, C, kernel_h, kernel_w], got {}", op, weight.shape)
-    channels = weight.shape[1]
-    fits = input.dim() == 4 and input.shape[1] == channels
-    require(fits, "{}: input: needs shape [B, {}, H, W], got {}", op, channels, input.shape)
     if bias is not None:
         fits = bias.dim() == 1 and bias.shape[0] == weight.shape[0]
         require(fits, "{}: bias: needs shape [{}], got {}", op, weight.shape[0], bias.shape)
+
+
+def check(op: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> None:
+    """The contract of the op, on real and on fake tensors."""
+    check_constants(op, weight, bias, geometry)
+    channels = weight.shape[1]
+    fits = input.dim() == 4 and input.shape[1] == channels
+    require(fits, "{}: input: needs shape [B, {}, H, W], got {}", op, channels, input.shape)
     require_like(op, input, weight=weight, bias=bias)
     stride, padding, dilation, *_ = geometry
     pooled = output_shape(input, weight, geometry)[2:]
@@ -119,29 +128,26 @@ def check(op: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
         require(fits, "{}: input: needs a larger {} for kernel and pool to fit, got {}", op, name, input.shape)
 
 
-def check_arguments(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> None:
-    """`check` of the op's own arguments."""
-    check("conv_pool", input, weight, bias, geometry)
+def constants(
+    weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
+) -> tuple[list[torch.Tensor | None], tuple[Any, ...]]:
+    """Weight and bias; the geometry's numbers, unchangeable."""
+    return [weight, bias], tuple(tuple(v) if isinstance(v, list) else v for v in geometry)
 
 
-def pack(tensors: Sequence[torch.Tensor | None], geometry: Geometry) -> Any:
-    """Weight and bias in the kernel's own memory; `tensors` are both. fp32 or bf16, CPU."""
+def pack(tensors: Sequence[torch.Tensor | None], *geometry: Any) -> Any:
+    """Weight and bias in the kernel's own memory; `tensors` are both. fp32 or bf16, CPU. None without any weights."""
     module = native.kernels()
     assert module is not None
     weight, bias = (None if t is None else t.detach().float().contiguous() for t in tensors)
     assert weight is not None
+    if weight.numel() == 0:
+        return None
     bf16 = any(t is not None and t.dtype is torch.bfloat16 for t in tensors)
     out_channels, in_channels, *kernel = weight.shape
-    sizes = [in_channels, out_channels, *kernel, *(n for pair in geometry[:-1] for n in pair)]
-    return module.ConvPool(weight.data_ptr(), 0 if bias is None else bias.data_ptr(), sizes, geometry[-1], bf16)
-
-
-_packed = Packed(pack)
-
-
-def packed(weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> Any:
-    """The packed weights, from the cache while neither tensor has changed."""
-    return _packed.get([weight, bias], tuple(tuple(v) if isinstance(v, list) else v for v in geometry))
+    *pairs, ceil_mode = geometry
+    sizes = [in_channels, out_channels, *kernel, *(n for pair in pairs for n in pair)]
+    return module.ConvPool(weight.data_ptr(), 0 if bias is None else bias.data_ptr(), sizes, ceil_mode, bf16)
 
 
 def widened(image: torch.Tensor, output: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -152,44 +158,24 @@ def widened(image: torch.Tensor, output: torch.Tensor) -> Iterator[tuple[torch.T
         yield wide[: len(part)].copy_(part), to
 
 
-def run(packed_conv: Any, image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """The kernel on images [B, C, H, W], contiguous, fp32 or bf16; `size` is that of the result."""
-    output = image.new_empty(*size)
-    if image.shape[0] and image.dtype is not torch.float32:
-        for part, to in widened(image, output):
-            to.copy_(run(packed_conv, part, tuple(to.shape)))
-    elif image.shape[0]:
-        packed_conv.run([image], [output], torch.get_num_threads())
+def run(kernel: Any, image: torch.Tensor, size: Size) -> torch.Tensor:
+    """The kernel, this op's or conv_pool_mlp's, on images [B, C, H, W], fp32 or bf16; `size` is that of the result."""
+    image = image.contiguous()
+    output, batch = image.new_empty(size), image.shape[0]
+    if batch and image.dtype is torch.float32:
+        kernel.run([image], [output], torch.get_num_threads())
+    elif batch:
+        of_one = (size[0] // batch, *size[1:])
+        for part, to in widened(image, output.view(batch, *of_one)):
+            to.copy_(run(kernel, part, (len(part) * of_one[0], *size[1:])).view(to.shape))
     return output
 
 
-def conv_pool_cpu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> torch.Tensor:
-    """The op on CPU tensors."""
-    check("conv_pool", input, weight, bias, geometry)
-    if not native.takes(weight, bias) or not native.is_plain(input) or weight.numel() == 0:
-        return conv_pool_reference(input, weight, bias, geometry)
-    return run(packed(weight, bias, geometry), input.contiguous(), output_shape(input, weight, geometry))
-
-
-def conv_pool_aten(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
-) -> torch.Tensor:
-    """The op on tensors of any other device."""
-    check("conv_pool", input, weight, bias, geometry)
-    return conv_pool_reference(input, weight, bias, geometry)
-
-
 def conv_pool_reference(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
 ) -> torch.Tensor:
     """The definition, with a contiguous result as the kernel's."""
     return reference.conv_pool(input, weight, bias, *geometry).contiguous()
-
-
-def fake(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> torch.Tensor:
-    """Shape and dtype of the result."""
-    check("conv_pool", input, weight, bias, geometry)
-    return input.new_empty(output_shape(input, weight, geometry))
 
 
 def conv_pool_backward(
@@ -213,53 +199,27 @@ def conv_pool_backward(
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor | None) -> None:
     """Keeps the op's own arguments, no intermediate result."""
     input, weight, bias, *geometry = inputs
-    ctx.geometry = geometry
+    ctx.geometry = Geometry(*geometry)
     ctx.save_for_backward(input, weight, *([] if bias is None else [bias]))
 
 
 def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     """Gradients for (input, weight, bias, the sizes)."""
     input, weight, *bias = ctx.saved_tensors
-    grads = conv_pool_backward(grad, input, weight, bias[0] if bias else None, tuple(ctx.geometry))
+    grads = conv_pool_backward(grad, input, weight, bias[0] if bias else None, ctx.geometry)
     return (*grads, *(None for _ in ctx.geometry))
 
 
-LIBRARY.impl("conv_pool", conv_pool_cpu, "CPU")
-LIBRARY.impl("conv_pool", conv_pool_aten, "CompositeExplicitAutograd")
-cuda.register(LIBRARY, "conv_pool", check_arguments, conv_pool_aten)
-torch.library.register_fake("fastgraph::conv_pool", fake, lib=LIBRARY)
-autograd.register(LIBRARY, "conv_pool", setup_context, backward, conv_pool_aten)
-
-
-class Direct:
-    """The direct door: packed weights, called without the dispatcher (see kernels.mlp.op.Direct)."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any) -> None:
-        check_geometry("conv_pool", geometry)
-        self._arguments = (weight, bias, *geometry)
-        self._geometry = geometry
-        taken = native.takes(weight, bias) and weight.numel() > 0
-        self.kernel = packed(weight, bias, geometry) if taken else None
-        self._checked: tuple[Any, Any] = (None, None)  # the last input shape, and the result's
-
-    def output_size(self, input: torch.Tensor) -> tuple[int, ...] | None:
-        """Size of the result where the kernel takes this input as it is, else None. Errors as those of the op."""
-        if self.kernel is None or not native.is_plain(input, torch.float32) or not input.is_contiguous():
-            return None
-        shape, size = self._checked
-        if input.shape != shape:
-            weight, bias = self._arguments[:2]
-            check("conv_pool", input, weight, bias, self._geometry)
-            size = output_shape(input, weight, self._geometry)
-            self._checked = (input.shape, size)
-        return size
-
-    def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        size = self.output_size(input)
-        if size is None:
-            return torch.ops.fastgraph.conv_pool.default(input, *self._arguments)
-        return run(self.kernel, input, size)
-
-    def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """`call`, which computes what this does, with gradients for the input and the op's arguments."""
-        return autograd.with_gradients("conv_pool", call, self._arguments, setup_context, backward)
+OP = Op(
+    "conv_pool",
+    f"(Tensor input, Tensor weight, Tensor? bias, {GEOMETRY}) -> Tensor",
+    check=lambda input, weight, bias, *geometry: check("conv_pool", input, weight, bias, Geometry(*geometry)),
+    check_constants=lambda weight, bias, *geometry: check_constants("conv_pool", weight, bias, Geometry(*geometry)),
+    output_shape=lambda input, weight, bias, *geometry: output_shape(input, weight, Geometry(*geometry)),
+    reference=conv_pool_reference,
+    constants=constants,
+    pack=pack,
+    run=run,
+    setup_context=setup_context,
+    backward=backward,
+)

@@ -37,7 +37,7 @@ def whole_refusal(
     """Why the op does not run in one launch, or None if it can. `kind`: `Target.kind` of the tensors' dtype."""
     if kind == "tf32x3":
         return "tf32x3 (three products at once spill the registers of one launch)"
-    pool, pool_stride = geometry[3], geometry[4]
+    pool, pool_stride = geometry.pool_kernel_size, geometry.pool_stride
     if pool[0] > 2 * pool_stride[0]:
         return f"pool kernel {pool[0]} over stride {pool_stride[0]} (rows of one window are in two steps at most)"
     products = min(pool[0], pool_stride[0]) * min(pool[1], pool_stride[1])
@@ -61,7 +61,7 @@ def whole_refusal(
 
 def reach(geometry: Geometry) -> int:
     """Windows to the right of the last one whose convolution columns it takes."""
-    return int((geometry[3][1] - 1) // geometry[4][1])
+    return int((geometry.pool_kernel_size[1] - 1) // geometry.pool_stride[1])
 
 
 def key(input: torch.Tensor, weight: torch.Tensor, geometry: Geometry, weights: Weights, target: Target) -> str:

@@ -1,12 +1,14 @@
 """How an op reaches its Triton kernels: called eagerly on CUDA tensors, and in a trace that Inductor will compile.
 
-`kernels/<op>/cuda.py` is imported with the first CUDA tensor. It has `refusal(*arguments)`, why the kernels do not take
-the arguments; `run(*arguments, target=...)`; and `describe(*arguments, target=...)`, which plan runs when, and why.
+`kernels/<op>/cuda.py`, where there is one, is imported with the first CUDA tensor. It has `refusal(*arguments)`, why
+the kernels do not take the arguments; `run(*arguments, target=...)`; and `describe(*arguments, target=...)`, which plan
+runs when, and why.
 """
 
 import functools
 import importlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -42,14 +44,28 @@ def provide_scratch() -> None:
 
 
 @functools.cache
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"fastgraph.kernels.{name}.cuda")
+def _module(name: str) -> ModuleType | None:
+    """The op's kernels on CUDA; None where it has none."""
+    folder = f"fastgraph.kernels.{name}"
+    has_kernels = find_spec(folder) is not None and find_spec(f"{folder}.cuda") is not None
+    return importlib.import_module(f"{folder}.cuda") if has_kernels else None
+
+
+def _kernels(name: str) -> ModuleType:
+    """Those of an op that `why_aten` has no objection to."""
+    module = _module(name)
+    assert module is not None
+    return module
 
 
 def why_aten(name: str, arguments: tuple[Any, ...]) -> str | None:
     """Why an op on CUDA tensors runs through ATen; None where its Triton kernels run."""
     input = arguments[0]
-    return unavailable(input.device, input.dtype) or _module(name).refusal(*arguments)
+    if (reason := unavailable(input.device, input.dtype)) is not None:
+        return reason
+    module = _module(name)
+    refusal: str | None = "it has no kernel on CUDA" if module is None else module.refusal(*arguments)
+    return refusal
 
 
 def describe(name: str, arguments: tuple[Any, ...]) -> tuple[str, str]:
@@ -58,7 +74,7 @@ def describe(name: str, arguments: tuple[Any, ...]) -> tuple[str, str]:
     if reason is not None:
         return "ATen", reason
     target = target_of(arguments[0].device, kernel_itself)
-    plan, reason = _module(name).describe(*arguments, target=target)
+    plan, reason = _kernels(name).describe(*arguments, target=target)
     kind = target.kind(arguments[0].dtype)
     return f"Triton, {target.architecture.name}, {kind}: {plan}", reason or ""
 
@@ -70,7 +86,7 @@ def tune(name: str, arguments: tuple[Any, ...]) -> None:
     """
     if arguments[0].device.type == "cuda" and why_aten(name, arguments) is None:
         with torch.cuda.device(arguments[0].device):
-            for trials in _module(name).trials(*arguments, target=target_of(arguments[0].device, kernel_itself)):
+            for trials in _kernels(name).trials(*arguments, target=target_of(arguments[0].device, kernel_itself)):
                 measure(trials)
 
 
@@ -87,7 +103,7 @@ def register(
         check(*arguments)
         if why_aten(name, arguments) is not None:
             return aten(*arguments)
-        result: torch.Tensor = _module(name).run(*arguments, target=target_of(arguments[0].device, launch))
+        result: torch.Tensor = _kernels(name).run(*arguments, target=target_of(arguments[0].device, launch))
         return result
 
     def eager(*arguments: Any) -> torch.Tensor:

@@ -12,16 +12,16 @@ activation is "none", one of `ACTIVATIONS`, or several joined by "+"; softmax an
 RuntimeError for tensors that do not fit together, ValueError for activations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from fastgraph.kernels import autograd, native
+from fastgraph.kernels import native
 from fastgraph.kernels.checks import require, require_like
-from fastgraph.kernels.cuda import dispatch as cuda
+from fastgraph.kernels.library import Op, Size
 from fastgraph.kernels.mlp import reference
-from fastgraph.kernels.weights import Packed
 
 # The order of `enum class Activation` in kernels/cpu/activation.h.
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softmax", "log_softmax")
@@ -30,9 +30,6 @@ MAX_ACTIVATIONS = 4  # a layer; kMaxActivations in kernels/mlp/cpu.h
 
 Weights = Sequence[torch.Tensor]
 Biases = Sequence[torch.Tensor | None]
-
-LIBRARY = torch.library.Library("fastgraph", "FRAGMENT")
-LIBRARY.define("mlp(Tensor input, Tensor[] weights, Tensor?[] biases, str[] activations) -> Tensor")
 
 
 def check_activations(activations: Sequence[str]) -> None:
@@ -80,6 +77,14 @@ def check(input: torch.Tensor, weights: Weights, biases: Biases, activations: Se
     require_like("mlp", input, weights=weights, biases=biases)
 
 
+def constants(
+    weights: Weights, biases: Biases, activations: Sequence[str]
+) -> tuple[list[torch.Tensor | None], tuple[tuple[str, ...]]]:
+    """All weights, then all biases; the activations. No tensors where there are not as many of each."""
+    same = len(weights) == len(biases) == len(activations)
+    return [*weights, *biases] if same else [], (tuple(activations),)
+
+
 def pack(tensors: Sequence[torch.Tensor | None], activations: tuple[str, ...]) -> Any:
     """Packed weights of a chain; `tensors` are all weights, then all biases. fp32 or bf16, CPU."""
     module = native.kernels()
@@ -97,54 +102,17 @@ def pack(tensors: Sequence[torch.Tensor | None], activations: tuple[str, ...]) -
     return module.Mlp(layers, alive[0].dtype is torch.bfloat16)
 
 
-_packed = Packed(pack)
-
-
-def packed(weights: Weights, biases: Biases, activations: Sequence[str]) -> Any:
-    """Packed weights of the chain, from the cache while no tensor has changed."""
-    return _packed.get([*weights, *biases], tuple(activations))
-
-
-def run(packed_mlp: Any, rows: torch.Tensor, *size: int) -> torch.Tensor:
-    """The kernel on rows, contiguous or a matrix with contiguous rows; `size` is that of the result."""
-    output = rows.new_empty(size)
-    packed_mlp.run([rows], [output], torch.get_num_threads())
+def run(kernel: Any, input: torch.Tensor, size: Size) -> torch.Tensor:
+    """The kernel on rows [..., in_features], fp32 or bf16; `size` is that of the result."""
+    output = input.new_empty(size)
+    rows = input if input.dim() == 2 and input.stride(1) == 1 else input.contiguous()
+    kernel.run([rows], [output], torch.get_num_threads())
     return output
 
 
-def mlp_cpu(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
-    """The op on CPU tensors."""
-    packed_mlp = _packed.find([*weights, *biases], tuple(activations)) if weights else None
-    known = packed_mlp is not None and input.dim() == 2 and input.dtype is weights[0].dtype
-    if not known or input.shape[1] != weights[0].shape[1]:  # else these weights have been checked before
-        check(input, weights, biases, activations)
-        if not native.takes(*weights, *biases):
-            return reference.mlp(input, weights, biases, activations)
-        packed_mlp = packed(weights, biases, activations)
-    if not native.is_plain(input):
-        return reference.mlp(input, weights, biases, activations)
-    rows = input if input.dim() == 2 else _as_rows(input)
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    size = (*input.shape[:-1], weights[-1].shape[0])
-    return run(packed_mlp, rows, *size)
-
-
-def _as_rows(input: torch.Tensor) -> torch.Tensor:
-    if input.numel():
-        return input.reshape(-1, input.shape[-1])
-    return input.new_empty(input.shape[:-1].numel(), input.shape[-1])
-
-
-def mlp_aten(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
-    """The op on tensors of any other device, and on CUDA where the Triton kernels do not take them."""
-    check(input, weights, biases, activations)
-    return reference.mlp(input, weights, biases, activations)
-
-
-def fake(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> torch.Tensor:
-    """Shape and dtype of the result: [..., out_features of the last layer], contiguous."""
-    check(input, weights, biases, activations)
-    return input.new_empty((*input.shape[:-1], weights[-1].shape[0]))
+def output_shape(input: torch.Tensor, weights: Weights, biases: Biases, activations: Sequence[str]) -> tuple[Any, ...]:
+    """Shape of the result, [..., out_features of the last layer]."""
+    return (*input.shape[:-1], weights[-1].shape[0])
 
 
 def activation_backward(name: str, grad: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -216,41 +184,16 @@ def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     return (*chain_backward(grad, input, weights, biases, ctx.activations), None)
 
 
-LIBRARY.impl("mlp", mlp_cpu, "CPU")
-LIBRARY.impl("mlp", mlp_aten, "CompositeExplicitAutograd")
-cuda.register(LIBRARY, "mlp", check, mlp_aten)
-torch.library.register_fake("fastgraph::mlp", fake, lib=LIBRARY)
-autograd.register(LIBRARY, "mlp", setup_context, backward, mlp_aten)
-
-
-class Direct:
-    """The direct door: one chain with its packed weights, called without the dispatcher.
-
-    The caller sees to it that no gradient is wanted and that the tensors are those that were packed. Whatever the
-    kernel does not take as it is goes to the registered op, which also raises the errors.
-    """
-
-    def __init__(self, weights: Weights, biases: Biases, activations: Sequence[str]) -> None:
-        check_layers("mlp", weights, biases, activations)
-        self._arguments = (list(weights), list(biases), list(activations))
-        self._in_features, self._out_features = weights[0].shape[1], weights[-1].shape[0]
-        taken = native.takes(*weights, *biases)
-        self.kernel = packed(weights, biases, activations) if taken else None
-
-    def output_size(self, input: torch.Tensor) -> tuple[int, ...] | None:
-        """Size of the result where the kernel takes this input, [..., in_features], else None."""
-        if self.kernel is None or not native.is_plain(input, torch.float32):
-            return None
-        shape = input.shape
-        return (*shape[:-1], self._out_features) if shape and shape[-1] == self._in_features else None
-
-    def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        size = self.output_size(input)
-        if size is None:
-            return torch.ops.fastgraph.mlp.default(input, *self._arguments)
-        rows = input if len(size) == 2 and input.stride(1) == 1 else input.contiguous()
-        return run(self.kernel, rows, *size)
-
-    def with_gradients(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """`call`, which computes what this does, with gradients for the input and the op's arguments."""
-        return autograd.with_gradients("mlp", call, self._arguments, setup_context, backward)
+OP = Op(
+    "mlp",
+    "(Tensor input, Tensor[] weights, Tensor?[] biases, str[] activations) -> Tensor",
+    check=check,
+    check_constants=partial(check_layers, "mlp"),
+    output_shape=output_shape,
+    reference=reference.mlp,
+    constants=constants,
+    pack=pack,
+    run=run,
+    setup_context=setup_context,
+    backward=backward,
+)

@@ -11,6 +11,7 @@ import fastgraph.kernels.conv_pool.reference as conv_pool_reference
 import fastgraph.kernels.conv_pool_mlp.reference as conv_pool_mlp_reference
 import fastgraph.kernels.mlp.reference as mlp_reference
 from fastgraph.kernels.conv_pool import cuda as conv_pool
+from fastgraph.kernels.conv_pool.op import Geometry
 from fastgraph.kernels.conv_pool_mlp import cuda as conv_pool_mlp
 from fastgraph.kernels.cuda.architecture import ARCHITECTURES
 from fastgraph.kernels.cuda.target import Target
@@ -188,7 +189,7 @@ def check_conv_pool_mlp(
     )
     pooled = conv_eager(kind, x, weight, b, *geometry).contiguous().view(-1, features[0])
     eager = mlp_eager(kind, pooled, weights, biases, activations)
-    assert kind == "tf32x3" or conv_pool_mlp.whole_refusal(x, weight, tuple(geometry), weights, kind) is None
+    assert kind == "tf32x3" or conv_pool_mlp.whole_refusal(x, weight, Geometry(*geometry), weights, kind) is None
     guarded = rows_in_nan(x), *convert((weight, b), in_nan), *geometry, *convert((weights, biases), in_nan)
     with guarded_outputs():
         actual = conv_pool_mlp.run(*guarded, activations, target=target(kind, processors=processors))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastgraph.kernels.conv_pool import cuda as conv_pool
+from fastgraph.kernels.conv_pool.op import Geometry
 from fastgraph.kernels.conv_pool_mlp import cuda as conv_pool_mlp
 from fastgraph.kernels.mlp import cuda as mlp
 from tests.reference import layers
@@ -93,7 +94,7 @@ def test_rows_that_are_not_pooled_rows_run_as_two_ops() -> None:
     x, weight, bias, *geometry = conv_arguments(generator(), *GEOMETRIES["net"])
     weights, biases = layers(generator(), [18, 3])
     arguments = (weight, bias, *geometry, weights, biases, ["relu"])
-    reason = conv_pool_mlp.whole_refusal(x, weight, tuple(geometry), weights, "ieee")
+    reason = conv_pool_mlp.whole_refusal(x, weight, Geometry(*geometry), weights, "ieee")
     assert reason == "the rows of the mlp (18 features) are not the pooled rows"
     pooled = conv_pool.run(x, weight, bias, *geometry, target=target())
     expected = mlp.run(pooled.view(-1, 18), weights, biases, ["relu"], target=target())

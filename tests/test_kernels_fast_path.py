@@ -1,5 +1,5 @@
-"""The door into native code, and the gate before several operators: what passes, what is sent the general way, and that
-nothing leaks."""
+"""The fast path into native code, and the guard before several operators: what passes, what goes the general way, and
+that nothing leaks."""
 
 import ctypes
 import gc
@@ -18,10 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgraph.kernels import door, native
-from fastgraph.kernels.conv_pool.op import Direct as ConvPool
-from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
-from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels import fast_path, native
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 from fastgraph.kernels.structure import Structure
 from fastgraph.kernels.weights import Snapshot
 from tests.reference import in_threads, layers, random
@@ -31,10 +30,15 @@ pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled ke
 GEOMETRY = ([1, 1], [0, 0], [1, 1], [2, 2], [2, 2], [0, 0], False)
 
 
-def opened(direct: Any, tensors: dict[str, Any]) -> Any:
-    """The door of an op's kernel, watching these tensors."""
+def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Bound:
+    """One Linear layer."""
+    return Bound(Op.named("mlp"), [weight], [bias], ["none"])
+
+
+def opened(bound: Bound, tensors: dict[str, Any]) -> Any:
+    """The fast path to an op's kernel, for as long as these tensors stay what they are."""
     slots = [(tensors, name) for name in tensors]
-    return door.open_door(direct.kernels, slots, Snapshot(list(tensors.values())))
+    return fast_path.fast_path(bound.kernel, slots, Snapshot(list(tensors.values())))
 
 
 @pytest.fixture
@@ -48,49 +52,49 @@ def x(generator: torch.Generator) -> torch.Tensor:
     return random(generator, (2, 6))
 
 
-def behind_gate(direct: Any, tensors: dict[str, Any]) -> tuple[Any, Any]:
-    """A gate before an op, watching these tensors, and both together: the op's result, or None as of a door."""
+def guarded(bound: Bound, tensors: dict[str, Any]) -> tuple[Any, Any]:
+    """A guard before an op, and both together: the op's result, or None as of a fast path."""
     slots = [(tensors, name) for name in tensors]
-    gate = door.open_gate(slots, Snapshot(list(tensors.values())))
-    return gate, lambda *inputs: direct(*inputs) if gate(*inputs) else None
+    guard = fast_path.guard(slots, Snapshot(list(tensors.values())))
+    return guard, lambda *inputs: bound(*inputs) if guard(*inputs) else None
 
 
-@pytest.fixture(params=["door", "gate"])
+@pytest.fixture(params=["fast path", "guard"])
 def mlp(request: pytest.FixtureRequest, weights: dict[str, Any], x: torch.Tensor) -> Any:
-    """The way to one Linear layer, which has admitted inputs of x's form: by its door, or through a gate."""
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    if request.param == "door":
-        found = opened(direct, weights)
-        found.admit(x, direct.output_size(x))
+    """The way to one Linear layer, which has admitted inputs of x's form: its fast path, or behind a guard."""
+    bound = linear(weights["weight"], weights["bias"])
+    if request.param == "fast path":
+        found = opened(bound, weights)
+        found.admit([x], [bound.output_size(x)])
     else:
-        gate, found = behind_gate(direct, weights)
-        gate.admit(x)
+        guard, found = guarded(bound, weights)
+        guard.admit(x)
     with torch.no_grad():
         assert found(x) is not None
     return found
 
 
-def test_this_torch_has_what_the_door_needs() -> None:
-    assert door.IS_SUPPORTED
+def test_this_torch_has_what_the_fast_path_needs() -> None:
+    assert fast_path.IS_SUPPORTED
 
 
-def test_each_ops_kernel_behind_the_door(generator: torch.Generator) -> None:
+def test_each_ops_kernel_on_the_fast_path(generator: torch.Generator) -> None:
     chain = (*layers(generator, (7, 9, 4)), ["relu", "softmax"])
     convolution = (random(generator, (3, 2, 3, 3)), random(generator, (3,)), *GEOMETRY)
-    ops = torch.ops.fastgraph
-    cases: list[tuple[Any, Any, tuple[Any, ...], tuple[int, ...]]] = [
-        (ops.mlp, Mlp, chain, (7,)),
-        (ops.conv_pool, ConvPool, convolution, (2, 9, 16)),
-        (ops.conv_pool_mlp, ConvPoolMlp, (*convolution, *chain), (2, 9, 16)),
+    cases: list[tuple[str, tuple[Any, ...], tuple[int, ...]]] = [
+        ("mlp", chain, (7,)),
+        ("conv_pool", convolution, (2, 9, 16)),
+        ("conv_pool_mlp", (*convolution, *chain), (2, 9, 16)),
     ]
-    for op, direct_of, arguments, shape in cases:
-        direct = direct_of(*arguments)
-        found = opened(direct, {})
+    for name, arguments, shape in cases:
+        op = Op.named(name)
+        bound = Bound(op, *arguments)
+        found = opened(bound, {})
         for batch in (1, 2, 5):
             image = random(generator, (batch, *shape))
             assert found(image) is None
-            found.admit(image, direct.output_size(image))
-            expected = op(image, *arguments)
+            found.admit([image], [bound.output_size(image)])
+            expected = op.target(image, *arguments)
             assert torch.equal(found(image), expected)
             assert expected.std() > 0.01
 
@@ -137,41 +141,41 @@ def test_what_does_not_pass(other: Callable[[torch.Tensor], Any], mlp: Any, x: t
 def test_only_the_kernel_needs_values_in_order(
     other: Callable[[torch.Tensor], Any], weights: dict[str, Any], x: torch.Tensor
 ) -> None:
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    found, (gate, through) = opened(direct, weights), behind_gate(direct, weights)
-    found.admit(x, direct.output_size(x))
-    gate.admit(x)
+    bound = linear(weights["weight"], weights["bias"])
+    found, (guard, through) = opened(bound, weights), guarded(bound, weights)
+    found.admit([x], [bound.output_size(x)])
+    guard.admit(x)
     with torch.no_grad():
         assert found(other(x)) is None
         torch.testing.assert_close(through(other(x)), other(x).clone() @ weights["weight"].t() + weights["bias"])
 
 
-def test_a_gate_for_several_inputs(weights: dict[str, Any], x: torch.Tensor) -> None:
-    gate = door.open_gate([(weights, "weight")], Snapshot([weights["weight"]]))
+def test_a_guard_for_several_inputs(weights: dict[str, Any], x: torch.Tensor) -> None:
+    guard = fast_path.guard([(weights, "weight")], Snapshot([weights["weight"]]))
     other = x.double()
     with torch.no_grad():
-        assert not gate(x, other)
-        gate.admit(x, other)
-        assert gate(x, other)
-        assert not gate(other, x)
-        assert not gate(x)
-        assert not gate(x, other, x)
-        assert not gate()
+        assert not guard(x, other)
+        guard.admit(x, other)
+        assert guard(x, other)
+        assert not guard(other, x)
+        assert not guard(x)
+        assert not guard(x, other, x)
+        assert not guard()
     weights["weight"].requires_grad_(False)
-    assert gate(x, other)
-    assert not gate(x, other.clone().requires_grad_())
+    assert guard(x, other)
+    assert not guard(x, other.clone().requires_grad_())
 
 
-def test_a_gate_that_minds_strides(weights: dict[str, Any]) -> None:
+def test_a_guard_that_minds_strides(weights: dict[str, Any]) -> None:
     slots, snapshot = [(weights, "bias")], Snapshot([weights["bias"]])
-    gate, strict = door.open_gate(slots, snapshot), door.open_gate(slots, snapshot, strides=True)
+    guard, strict = fast_path.guard(slots, snapshot), fast_path.guard(slots, snapshot, strides=True)
     x = torch.zeros(2, 3, 4, 5)
     others = [x.to(memory_format=torch.channels_last), torch.zeros(4, 3, 4, 5)[::2], x[:1].expand(2, 3, 4, 5)]
-    for gate_of_either in (gate, strict):
-        gate_of_either.admit(x)
-        assert gate_of_either(x.clone())
+    for either in (guard, strict):
+        either.admit(x)
+        assert either(x.clone())
     for other in others:
-        assert gate(other)
+        assert guard(other)
         assert not strict(other)
     strict.admit(others[0])
     assert strict(others[0])
@@ -188,20 +192,20 @@ def test_one_argument_passes(mlp: Any, x: torch.Tensor) -> None:
 
 
 def test_forms_beyond_the_limit_go_the_general_way(weights: dict[str, Any]) -> None:
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    found = opened(direct, weights)
+    bound = linear(weights["weight"], weights["bias"])
+    found = opened(bound, weights)
     base = torch.zeros(4200, 6)
     for batch in range(1, 4200):
-        found.admit(base[:batch], (batch, 5))
+        found.admit([base[:batch]], [(batch, 5)])
     with torch.no_grad():
         assert found(base[:4096]).shape == (4096, 5)
         assert found(base[:4097]) is None
-    gate, _ = behind_gate(direct, weights)
+    guard, _ = guarded(bound, weights)
     for batch in range(1, 4200):
-        gate.admit(base[:batch])
+        guard.admit(base[:batch])
     with torch.no_grad():
-        assert gate(base[:4096])
-        assert not gate(base[:4097])
+        assert guard(base[:4096])
+        assert not guard(base[:4097])
 
 
 # ---- the weights
@@ -231,7 +235,9 @@ def removed(weights: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("change", [in_place, other_memory, another, none, removed])
 @pytest.mark.parametrize("grad", [True, False])
-def test_the_door_shuts_with_a_change(change, grad: bool, mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
+def test_the_fast_path_closes_with_a_change(
+    change, grad: bool, mlp: Any, weights: dict[str, Any], x: torch.Tensor
+) -> None:
     weights["weight"].requires_grad_(False)
     with torch.set_grad_enabled(grad):
         assert mlp(x) is not None
@@ -239,53 +245,54 @@ def test_the_door_shuts_with_a_change(change, grad: bool, mlp: Any, weights: dic
         assert mlp(x) is None
 
 
-def test_there_is_no_door_for_weights_without_a_version(weights: dict[str, Any]) -> None:
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+def test_there_is_no_fast_path_for_weights_without_a_version(weights: dict[str, Any]) -> None:
+    bound = linear(weights["weight"], weights["bias"])
     with torch.inference_mode():
-        assert opened(direct, {"weight": torch.ones(5, 6)}) is None
-        assert behind_gate(direct, {"weight": torch.ones(5, 6)})[0] is None
-        assert Mlp([torch.ones(5, 6)], [None], ["none"]).kernels == {}
-    assert opened(direct, {"weight": torch.ones(5, 6)}) is not None
+        assert opened(bound, {"weight": torch.ones(5, 6)}) is None
+        assert guarded(bound, {"weight": torch.ones(5, 6)})[0] is None
+        assert linear(torch.ones(5, 6)).kernel is None
+    assert opened(bound, {"weight": torch.ones(5, 6)}) is not None
 
 
-def test_the_doors_shut_with_a_change_of_the_modules(x: torch.Tensor) -> None:
+def test_both_close_with_a_change_of_the_modules(x: torch.Tensor) -> None:
     module = torch.nn.Linear(6, 5).requires_grad_(False)
-    direct = Mlp([module.weight], [module.bias], ["none"])
+    bound = linear(module.weight, module.bias)
     slots = [(module._parameters, "weight"), (module._parameters, "bias")]
     snapshot, structure = Snapshot([module.weight, module.bias]), Structure([module])
-    found, gate = door.open_door(direct.kernels, slots, snapshot, structure), door.open_gate(slots, snapshot, structure)
-    found.admit(x, direct.output_size(x))
-    gate.admit(x)
+    found = fast_path.fast_path(bound.kernel, slots, snapshot, structure)
+    guard = fast_path.guard(slots, snapshot, structure)
+    found.admit([x], [bound.output_size(x)])
+    guard.admit(x)
     for change in (module.register_forward_hook, module.register_forward_pre_hook):
         assert found(x) is not None
-        assert gate(x)
+        assert guard(x)
         handle = change(lambda *_: None)
         assert found(x) is None
-        assert not gate(x)
+        assert not guard(x)
         handle.remove()
     module.scale = 1.0
     assert found(x) is None
-    assert not gate(x)
+    assert not guard(x)
 
 
 def test_the_form_is_looked_at_first(x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers try several doors one after the other."""
+    """Callers try several fast paths one after the other."""
     asked: list[int] = []
-    monkeypatch.setattr(door, "WATCHERS", [(lambda: asked.append(1), None)])
+    monkeypatch.setattr(fast_path, "OBSERVERS", [(lambda: asked.append(1), None)])
     weight = torch.ones(5, 6)
-    direct = Mlp([weight], [None], ["none"])
-    found, (gate, _) = opened(direct, {"weight": weight}), behind_gate(direct, {"weight": weight})
-    found.admit(x, direct.output_size(x))
-    gate.admit(x)
+    bound = linear(weight)
+    found, (guard, _) = opened(bound, {"weight": weight}), guarded(bound, {"weight": weight})
+    found.admit([x], [bound.output_size(x)])
+    guard.admit(x)
     assert found(x[:1]) is None
-    assert not gate(x[:1])
+    assert not guard(x[:1])
     assert not asked
     assert found(x) is not None
-    assert gate(x)
+    assert guard(x)
     assert len(asked) == 2
 
 
-# ---- who watches, who wants gradients
+# ---- who observes, who wants gradients
 
 
 class Functions(TorchFunctionMode):
@@ -306,7 +313,7 @@ def in_order(*contexts: AbstractContextManager[Any]) -> ExitStack:
     return stack
 
 
-WATCHES: list[Callable[[], AbstractContextManager[Any]]] = [
+OBSERVES: list[Callable[[], AbstractContextManager[Any]]] = [
     Functions,
     Operators,
     lambda: torch.autocast("cpu"),
@@ -317,7 +324,7 @@ WATCHES: list[Callable[[], AbstractContextManager[Any]]] = [
     lambda: in_order(torch.device("cpu"), forward_ad.dual_level()),
     lambda: in_order(torch.device("cpu"), torch.autocast("cpu")),
 ]
-DOES_NOT_WATCH: list[Callable[[], AbstractContextManager[Any]]] = [
+DOES_NOT_OBSERVE: list[Callable[[], AbstractContextManager[Any]]] = [
     nullcontext,
     lambda: torch.device("cpu"),
     lambda: torch.device("meta"),
@@ -327,19 +334,19 @@ DOES_NOT_WATCH: list[Callable[[], AbstractContextManager[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("watch", WATCHES)
-def test_who_watches_is_sent_the_general_way(
-    watch: Callable[[], AbstractContextManager[Any]], mlp: Any, x: torch.Tensor
+@pytest.mark.parametrize("observe", OBSERVES)
+def test_who_observes_is_sent_the_general_way(
+    observe: Callable[[], AbstractContextManager[Any]], mlp: Any, x: torch.Tensor
 ) -> None:
     with torch.no_grad():
-        with watch():
+        with observe():
             assert mlp(x) is None
-            assert not door.is_quiet()
+            assert not fast_path.is_unobserved()
         assert mlp(x) is not None
-        assert door.is_quiet()
+        assert fast_path.is_unobserved()
 
 
-@pytest.mark.parametrize("other", DOES_NOT_WATCH)
+@pytest.mark.parametrize("other", DOES_NOT_OBSERVE)
 def test_a_default_device_passes(
     other: Callable[[], AbstractContextManager[Any]], mlp: Any, x: torch.Tensor, weights: dict[str, Any]
 ) -> None:
@@ -347,7 +354,7 @@ def test_a_default_device_passes(
         expected = mlp(x)
         with other():
             assert torch.equal(mlp(x), expected)
-            assert door.is_quiet()
+            assert fast_path.is_unobserved()
             before = torch._C._len_torch_function_stack()
         in_place(weights)
         with other():
@@ -359,9 +366,9 @@ def test_a_default_device_passes(
 def test_a_look_under_a_default_device_takes_none_of_its_python_code(
     weights: dict[str, Any], x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    found = opened(direct, weights)
-    found.admit(x, direct.output_size(x))
+    bound = linear(weights["weight"], weights["bias"])
+    found = opened(bound, weights)
+    found.admit([x], [bound.output_size(x)])
     asked: list[Any] = []
     monkeypatch.setattr(DeviceContext, "__torch_function__", lambda self, *arguments: asked.append(arguments))
     with torch.no_grad():
@@ -392,16 +399,16 @@ def test_inputs_with_tangents_do_not_pass(mlp: Any, weights: dict[str, Any], x: 
 def test_transforms_and_tracing_are_sent_the_general_way(mlp: Any, x: torch.Tensor) -> None:
     passed: list[bool] = []
 
-    def watched(value: torch.Tensor) -> torch.Tensor:
+    def observed(value: torch.Tensor) -> torch.Tensor:
         passed.append(mlp(x) is not None)
         passed.append(mlp(value) is not None)
         return value * 2
 
     with torch.no_grad():
-        torch.vmap(watched)(x)
-        torch.func.grad(lambda value: watched(value).sum())(x)
-        torch.func.jvp(watched, (x,), (x,))
-        torch._C._create_graph_by_tracing(watched, (x,), lambda value: "", False, False)
+        torch.vmap(observed)(x)
+        torch.func.grad(lambda value: observed(value).sum())(x)
+        torch.func.jvp(observed, (x,), (x,))
+        torch._C._create_graph_by_tracing(observed, (x,), lambda value: "", False, False)
     assert passed == [False] * 8
 
 
@@ -438,9 +445,9 @@ def test_the_number_of_threads_is_asked_in_each_call(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: asked.append(1) or len(asked))
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
-    found = opened(direct, weights)
-    found.admit(x, direct.output_size(x))
+    bound = linear(weights["weight"], weights["bias"])
+    found = opened(bound, weights)
+    found.admit([x], [bound.output_size(x)])
     with torch.no_grad():
         found(x)
         found(x)
@@ -461,9 +468,9 @@ def test_eight_threads(mlp: Any, x: torch.Tensor) -> None:
 
 
 def test_other_python_threads_run_while_the_kernel_does(generator: torch.Generator) -> None:
-    direct = Mlp(*layers(generator, (512, 512)), ["none"])
-    found, rows = opened(direct, {}), torch.zeros(20000, 512)
-    found.admit(rows, direct.output_size(rows))
+    bound = Bound(Op.named("mlp"), *layers(generator, (512, 512)), ["none"])
+    found, rows = opened(bound, {}), torch.zeros(20000, 512)
+    found.admit([rows], [bound.output_size(rows)])
     call: list[float] = []  # when it began and ended
 
     def work() -> None:
@@ -488,7 +495,7 @@ def test_other_python_threads_run_while_the_kernel_does(generator: torch.Generat
 
 def test_references(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
     held = [x, weights["weight"], weights["bias"], weights, None, torch.Tensor]
-    held += [watches for watches, _ in door.WATCHERS]
+    held += [observes for observes, _ in fast_path.OBSERVERS]
     with torch.no_grad():
         before = [sys.getrefcount(value) for value in held]
         for _ in range(1000):
@@ -501,30 +508,30 @@ def test_references(mlp: Any, weights: dict[str, Any], x: torch.Tensor) -> None:
     assert result == 1
 
 
-def test_a_cycle_through_the_door_is_collected(weights: dict[str, Any]) -> None:
+def test_a_cycle_through_the_fast_path_is_collected(weights: dict[str, Any]) -> None:
     class Marker:
         pass
 
-    direct = Mlp([weights["weight"]], [weights["bias"]], ["none"])
+    bound = linear(weights["weight"], weights["bias"])
     owner: dict[str, Any] = {**weights, "marker": Marker()}
     slots = [(owner, name) for name in weights]
-    owner["door"] = door.open_door(direct.kernels, slots, Snapshot(list(weights.values())))
-    owner["gate"] = door.open_gate(slots, Snapshot(list(weights.values())))
+    owner["path"] = fast_path.fast_path(bound.kernel, slots, Snapshot(list(weights.values())))
+    owner["guard"] = fast_path.guard(slots, Snapshot(list(weights.values())))
     alive = weakref.ref(owner["marker"])
     del owner, slots
     gc.collect()
     assert alive() is None
 
 
-def test_a_cycle_through_the_doors_structure_is_collected() -> None:
+def test_a_cycle_through_its_structure_is_collected() -> None:
     module = torch.nn.Linear(6, 5)
-    direct = Mlp([module.weight], [module.bias], ["none"])
+    bound = linear(module.weight, module.bias)
     slots, structure = [(module._parameters, "weight")], Structure([module])
     snapshot = Snapshot([module.weight])
-    module.door = door.open_door(direct.kernels, slots, snapshot, structure)
-    module.gate = door.open_gate(slots, snapshot, structure)
+    module.path = fast_path.fast_path(bound.kernel, slots, snapshot, structure)
+    module.guard = fast_path.guard(slots, snapshot, structure)
     alive = weakref.ref(module)
-    del module, direct, slots, structure, snapshot
+    del module, bound, slots, structure, snapshot
     gc.collect()
     assert alive() is None
 
@@ -554,15 +561,17 @@ def test_a_torch_without_the_table_or_of_another_version(monkeypatch: pytest.Mon
     for previous, supported in ((None, False), (present, True)):
         capsule, _table = newer(previous)
         monkeypatch.setattr(torch.Tensor, name, capsule)
-        assert module.Door.is_supported() == supported
+        assert module.FastPath.is_supported() == supported
     monkeypatch.delattr(torch.Tensor, name)
-    assert not module.Door.is_supported()
-    with pytest.raises(RuntimeError, match="Door: needs torch.Tensor.__dlpack_c_exchange_api__ of version 1"):
-        module.Door([], [], None, None)
+    assert not module.FastPath.is_supported()
+    with pytest.raises(RuntimeError, match="needs torch.Tensor.__dlpack_c_exchange_api__ of version 1"):
+        module.Guard([], [])
 
 
-def test_a_door_leads_somewhere() -> None:
+def test_a_fast_path_needs_a_kernel() -> None:
     module = native.kernels()
     assert module is not None
-    with pytest.raises(ValueError, match="Door: needs conv_pool or mlp, got neither"):
-        module.Door([], [], None, None)
+    with pytest.raises(TypeError):
+        module.FastPath([], [], None)
+    with pytest.raises(RuntimeError):
+        module.FastPath([], [], torch.ones(1))

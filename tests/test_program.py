@@ -1,4 +1,4 @@
-"""The direct engine of a module that is one fused op: which calls pass its door, and that all others are right too."""
+"""The direct engine: which calls take a fast path, and that all others are right too."""
 
 import copy
 
@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import fastgraph
-from fastgraph.direct import through_door
 from fastgraph.kernels import native
-from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
+from fastgraph.program import with_fast_path
 from tests.reference import random
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
@@ -27,48 +28,48 @@ def test_the_second_call_of_a_shape_passes(eager: nn.Module, generator: torch.Ge
         x = random(generator, (batch, 6))
         with torch.no_grad():
             first = fast(x)
-            assert torch.equal(fast._doors[0](x), first)
+            assert torch.equal(fast._fast_paths[0](x), first)
             torch.testing.assert_close(first, eager(x))
 
 
-def test_a_replaced_layer_has_a_door_of_its_own(eager: nn.Module) -> None:
+def test_a_replaced_layer_has_a_fast_path_of_its_own(eager: nn.Module) -> None:
     fast = fastgraph.optimize(eager, (torch.zeros(2, 6),), verify=False)
     with torch.no_grad():
         before = fast(torch.ones(2, 6))
-        (door,) = fast._doors
+        (path,) = fast._fast_paths
         eager[0].weight = nn.Parameter(eager[0].weight * 2)
         fast.get_submodule("0").weight = eager[0].weight
         after = fast(torch.ones(2, 6))
-        assert fast._doors[0] is not door
-        assert door(torch.ones(2, 6)) is None
+        assert fast._fast_paths[0] is not path
+        assert path(torch.ones(2, 6)) is None
         torch.testing.assert_close(after, eager(torch.ones(2, 6)))
         assert not torch.equal(before, after)
 
 
-def test_a_copy_has_a_door_of_its_own(eager: nn.Module) -> None:
+def test_a_copy_has_a_fast_path_of_its_own(eager: nn.Module) -> None:
     fast = fastgraph.optimize(eager, (torch.zeros(2, 6),))
     with torch.no_grad():
         fast(torch.ones(2, 6))
         copied = copy.deepcopy(fast)
         copied(torch.ones(2, 6))
-    assert len(copied._doors) == 1
-    assert copied._doors[0] is not fast._doors[0]
+    assert len(copied._fast_paths) == 1
+    assert copied._fast_paths[0] is not fast._fast_paths[0]
 
 
 @pytest.mark.parametrize(
     "model", [nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Sigmoid()), nn.Sequential(nn.Linear(3, 3), nn.ELU())]
 )
-def test_folded_weights_and_several_operators_have_a_door(model: nn.Module, generator: torch.Generator) -> None:
+def test_folded_weights_and_several_operators_have_a_fast_path(model: nn.Module, generator: torch.Generator) -> None:
     fast = fastgraph.optimize(model.eval(), (torch.ones(2, 3),))
     x = random(generator, (2, 3))
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x))
-        assert torch.equal(fast._doors[0](x), fast(x))
-        assert fast._doors[0](x[:1]) is None
+        assert torch.equal(fast._fast_paths[0](x), fast(x))
+        assert fast._fast_paths[0](x[:1]) is None
         model[0].weight.mul_(2)
-        assert fast._doors[0](x) is None
+        assert fast._fast_paths[0](x) is None
         torch.testing.assert_close(fast(x), model(x))
-    assert fast._doors[0](x) is None
+    assert fast._fast_paths[0](x) is None
     assert fast(x).requires_grad
 
 
@@ -85,7 +86,7 @@ class Structured(nn.Module):
         return {"sum": self.linear(x) + y, "calls": self.calls.clone()}
 
 
-def test_a_door_for_several_inputs_and_results(generator: torch.Generator) -> None:
+def test_a_fast_path_for_several_inputs_and_results(generator: torch.Generator) -> None:
     torch.manual_seed(2)
     eager = Structured()
     x, y = random(generator, (2, 3)), random(generator, (2, 3))
@@ -97,8 +98,8 @@ def test_a_door_for_several_inputs_and_results(generator: torch.Generator) -> No
             assert list(result) == ["sum", "calls"]
             assert result["calls"] == call
             torch.testing.assert_close(result["sum"], eager.linear(x) + y)
-        assert fast._doors[0](x, y) is not None
-        assert fast._doors[0](x) is None
+        assert fast._fast_paths[0](x, y) is not None
+        assert fast._fast_paths[0](x) is None
         with pytest.raises(TypeError, match="missing a required argument: 'y'"):
             fast(x)
         with pytest.raises(RuntimeError, match="inputs: the captured graph needs"):
@@ -155,7 +156,7 @@ class Several(nn.Module):
         return self.last(torch.cumsum(self.second(torch.relu(self.first(x))), 1))
 
 
-def test_each_of_several_ops_has_a_door(generator: torch.Generator) -> None:
+def test_each_of_several_ops_has_a_fast_path(generator: torch.Generator) -> None:
     torch.manual_seed(2)
     eager = Several().eval()
     fast = fastgraph.optimize(eager, (torch.zeros(2, 6),), verify=False)
@@ -163,25 +164,23 @@ def test_each_of_several_ops_has_a_door(generator: torch.Generator) -> None:
         for batch in (1, 2, 7, 2):
             x = random(generator, (batch, 6))
             torch.testing.assert_close(fast(x), eager(x))
-        eager.first.weight.mul_(2)  # shared: the doors are those of the new weights
+        eager.first.weight.mul_(2)  # shared: the fast paths are those of the new weights
         torch.testing.assert_close(fast(x), eager(x))
         ops = [node.target for node in fast.rewritten.graph.nodes]
     assert ops.count(torch.ops.fastgraph.mlp.default) == 2
 
 
-def test_through_door(generator: torch.Generator) -> None:
+def test_with_fast_path(generator: torch.Generator) -> None:
     weight, bias = random(generator, (4, 6)), random(generator, (4,))
-    op = Mlp([weight], [bias], ["relu"])
+    op = Bound(Op.named("mlp"), [weight], [bias], ["relu"])
     called = []
 
-    class Counted:
-        kernels, output_size = op.kernels, staticmethod(op.output_size)
-
+    class Counted(Bound):
         def __call__(self, input: torch.Tensor) -> torch.Tensor:
             called.append(tuple(input.shape))
-            return op(input)
+            return super().__call__(input)
 
-    call = through_door(Counted())
+    call = with_fast_path(Counted(op.op, *op.arguments))
     for x in (
         random(generator, (2, 6)),
         random(generator, (2, 6)),
@@ -215,6 +214,6 @@ def test_a_model_of_inference_mode_is_eagers(generator: torch.Generator) -> None
     x = random(generator, (3, 6))
     with torch.inference_mode():
         fast(x)
-        assert fast._doors[0](x) is not None  # the quick way, with another weight too
+        assert fast._fast_paths[0](x) is not None  # the quick way, with another weight too
         eager[0].weight.mul_(2)
         assert torch.equal(fast(x), eager(x))

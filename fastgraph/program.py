@@ -1,4 +1,4 @@
-"""The direct engine: runs a rewritten graph as it is, fused ops through their direct doors.
+"""The direct engine: runs a rewritten graph as it is, fused ops on packed weights.
 
 What depends on parameters alone (folded batch-norm, casts, packed weights) is computed once and kept as long as no
 parameter has changed; see `kernels.weights.Snapshot` for what counts as a change.
@@ -16,41 +16,34 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fastgraph.constants import constant_nodes, unversioned_nodes
+from fastgraph.constants import constant_nodes, fold, unversioned_nodes
 from fastgraph.gradients import GradientProgram, compiled
-from fastgraph.kernels.conv_pool.op import Direct as ConvPool
-from fastgraph.kernels.conv_pool_mlp.op import Direct as ConvPoolMlp
-from fastgraph.kernels.door import open_door, open_gate
-from fastgraph.kernels.mlp.op import Direct as Mlp
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.fast_path import fast_path, guard
+from fastgraph.kernels.library import Op
 from fastgraph.kernels.weights import Snapshot
 
-DOORS: dict[Any, Callable[..., Any]] = {
-    torch.ops.fastgraph.mlp.default: Mlp,
-    torch.ops.fastgraph.conv_pool.default: ConvPool,
-    torch.ops.fastgraph.conv_pool_mlp.default: ConvPoolMlp,
-}
 
-
-def through_door(op: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`op`, one of `DOORS`, by its native door for inputs of a form that was seen before (3 us instead of 6)."""
-    door = open_door(op.kernel)
-    if door is None:
+def with_fast_path(op: Bound) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`op` by its fast path for inputs of a form that was seen before (3 us instead of 6)."""
+    path = fast_path(op.kernel)
+    if path is None:
         return op
 
     def call(input: torch.Tensor) -> torch.Tensor:
-        result = door(input)
+        result = path(input)
         if result is None:
             result = op(input)
-            _admit(door, op, input)
+            _admit(path, op, input)
         return result
 
     return call
 
 
-def _admit(door: Any, op: Any, input: torch.Tensor) -> None:
-    """Inputs like this one may pass the op's door from now on, if the kernel takes them as they are."""
+def _admit(path: Any, op: Bound, input: torch.Tensor) -> None:
+    """Inputs like this one may take the op's fast path from now on, if the kernel takes them as they are."""
     if (size := op.output_size(input)) is not None:
-        door.admit([input], [size])
+        path.admit([input], [size])
 
 
 @dataclass
@@ -58,21 +51,21 @@ class State:
     """Everything that holds for one state of the parameters."""
 
     snapshot: Snapshot
-    values: SimpleNamespace  # constants and doors under the names that the program uses
+    values: SimpleNamespace  # constants and fused ops under the names that the program uses
     computed: dict[fx.Node, torch.Tensor]  # constants that are no parameters
-    # What the module is called through, if it can be: door(*inputs) is its result, or None for the general way.
-    door: Callable[..., Any] | None = None
-    admit: Callable[..., None] = lambda *inputs: None  # lets inputs like these through the door from now on
+    # A call of the module in one step, where there can be one: its result, or None for the general way.
+    fast_path: Callable[..., Any] | None = None
+    admit: Callable[..., None] = lambda *inputs: None  # lets inputs like these take the fast path from now on
     with_gradients: Callable[..., Any] | None = None  # the program with gradients, once it was wanted
 
 
-class Direct:
-    """A rewritten graph as straight-line Python over ATen operators and direct doors.
+class Program:
+    """A rewritten graph as straight-line Python over ATen operators and fused ops with packed weights.
 
     `module` owns the parameters that the graph's get_attr nodes name. Call `run(state, *flat_inputs)` with gradients
     off, `run_with_gradients(*flat_inputs)` with gradients on; both return the tuple of flat outputs. `out_spec`: what
-    the module makes of them, where its arguments are the graph's inputs as they are; a state then has a door, open as
-    long as `structure` says that the module is what it was. `doors` False leaves the fused ops as they are, for a
+    the module makes of them, where its arguments are the graph's inputs as they are; a state then has a fast path, open
+    as long as `structure` says that the module is what it was. `pack` False leaves the fused ops as they are, for a
     compiler.
     """
 
@@ -83,24 +76,24 @@ class Direct:
         *,
         out_spec: pytree.TreeSpec | None = None,
         structure: Any = None,
-        doors: bool = True,
+        pack: bool = True,
     ) -> None:
         self._slots = {node: _slot(module, graph, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
         constants = constant_nodes(graph)
         unversioned = unversioned_nodes(graph, constants, lambda node: self._slots[node][0][self._slots[node][1]])
         # Nothing is computed beforehand where a change could not be seen.
         self._constants = {node for node in constants if node.op == "get_attr" or node not in unversioned}
-        self._graph = graph
+        self._rewritten = graph
         self._structure = structure
         watched = {node: slot for node, slot in self._slots.items() if node in constants}
         self._watched = [slot for node, slot in watched.items() if node not in unversioned]
         self._computed_from = len(self._watched)  # of what is watched; the others are only read
         self._watched += [slot for node, slot in watched.items() if node in unversioned]
         self._names: dict[fx.Node, str] = {}
-        self._doors: dict[str, fx.Node] = {}
-        self.program = self._program(doors)
+        self._fused: dict[str, tuple[Op, fx.Node]] = {}
+        self.graph = self._without_constants(pack)
         self._out_spec = out_spec
-        self._forward = compiled(self.program)
+        self._forward = compiled(self.graph)
         self._lock = threading.Lock()
         self._state: State | None = None
 
@@ -131,38 +124,32 @@ class Direct:
         tensors = self.tensors()
         snapshot = Snapshot(tensors[: self._computed_from], tensors[self._computed_from :])
         values: dict[fx.Node, Any] = {node: owner[name] for node, (owner, name) in self._slots.items()}
-        with torch.inference_mode(False), torch.no_grad():  # what is made in it has no version, and is not packed
-            for node in self._graph.nodes:
-                if node in self._constants and node.op == "call_function":
-                    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-                    values[node] = node.target(*args, **kwargs)
-            named = {name: values[node] for node, name in self._names.items()}
-            ops = {}
-            for name, node in self._doors.items():
-                ops[name] = DOORS[node.target](*fx.map_arg(node.args[1:], lambda n: values[n]))
-        doors = {name: through_door(op) for name, op in ops.items()}
+        fold([node for node in self._rewritten.nodes if node in self._constants], values)
+        named = {name: values[node] for node, name in self._names.items()}
+        ops = {name: Bound(op, *fold(node.args[1:], values)) for name, (op, node) in self._fused.items()}
+        fused = {name: with_fast_path(op) for name, op in ops.items()}
         computed = {node: value for node, value in values.items() if node.op == "call_function"}
-        state = State(snapshot, SimpleNamespace(**named, **doors), computed)
+        state = State(snapshot, SimpleNamespace(**named, **fused), computed)
         if self._is_one_op():
             self._open_kernel(state, next(iter(ops.values())))
         elif self._out_spec is not None and self._returns_tensors():
             self._open_program(state, self._out_spec)
         return state
 
-    def _open_kernel(self, state: State, op: Any) -> None:
-        """A door straight into the kernel of `op`, which is all of the program."""
-        door = open_door(op.kernel, self._watched, state.snapshot, structure=self._structure)
-        if door is not None:
-            state.door, state.admit = door, partial(_admit, door, op)
+    def _open_kernel(self, state: State, op: Bound) -> None:
+        """A fast path into the kernel of `op`, which is all of the program."""
+        path = fast_path(op.kernel, self._watched, state.snapshot, structure=self._structure)
+        if path is not None:
+            state.fast_path, state.admit = path, partial(_admit, path, op)
 
     def _open_program(self, state: State, out_spec: pytree.TreeSpec) -> None:
-        """A gate before the program: one look in native code at what `OptimizedModule` asks on the general way."""
-        gate = open_gate(self._watched, state.snapshot, structure=self._structure)
-        if gate is not None:
+        """A guard before the program: one look in native code at what `OptimizedModule` asks on the general way."""
+        holds = guard(self._watched, state.snapshot, structure=self._structure)
+        if holds is not None:
             run, values = self._forward, state.values
             result = itemgetter(0) if out_spec.is_leaf() else out_spec.unflatten  # the former 0.5 us less
-            state.door = lambda *inputs: result(run(values, *inputs)) if gate(*inputs) else None
-            state.admit = gate.admit
+            state.fast_path = lambda *inputs: result(run(values, *inputs)) if holds(*inputs) else None
+            state.admit = holds.admit
 
     def run(self, state: State, *inputs: Any) -> tuple[Any, ...]:
         """The program on flattened inputs."""
@@ -177,15 +164,15 @@ class Direct:
 
     @cached_property
     def _gradients(self) -> GradientProgram:
-        doors = {node: name for name, node in self._doors.items()}
-        return GradientProgram(self._graph, self._constants, self._slots, doors)
+        fused = {node: name for name, (_, node) in self._fused.items()}
+        return GradientProgram(self._rewritten, self._constants, self._slots, fused)
 
     def computed(self) -> list[str]:
         """Names in `State.values` of what is computed from parameters and buffers, rather than one of them."""
         return [name for node, name in self._names.items() if node.op == "call_function"]
 
-    def _program(self, doors: bool) -> fx.Graph:
-        """The graph without its constants, which become attributes; fused ops with constant weights become doors."""
+    def _without_constants(self, pack: bool) -> fx.Graph:
+        """The graph with constants as attributes, and fused ops with constant weights as functions of one tensor."""
         program = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
 
@@ -195,12 +182,13 @@ class Direct:
                 mapping[node] = program.create_node("get_attr", self._names[node])
             return mapping[node]
 
-        for node in self._graph.nodes:
+        for node in self._rewritten.nodes:
             if node in self._constants or node.op == "get_attr":
                 continue
-            if doors and node.op == "call_function" and node.target in DOORS and self._has_constant_weights(node):
-                name = f"{node.target._schema.name.split('::')[1]}_{len(self._doors)}"
-                self._doors[name] = node
+            op = Op.of(node.target) if pack else None
+            if op is not None and self._has_constant_weights(node):
+                name = f"{op.name}_{len(self._fused)}"
+                self._fused[name] = op, node
                 mapping[node] = program.create_node("call_module", name, (translate(node.args[0]),))
             else:
                 mapping[node] = program.node_copy(node, translate)
@@ -216,10 +204,10 @@ class Direct:
         """Whether the program is one fused op, from the one tensor that the module takes to the one that it returns."""
         if self._out_spec is None or not self._out_spec.is_leaf():
             return False
-        return [node.op for node in self.program.nodes] == ["placeholder", "call_module", "output"]
+        return [node.op for node in self.graph.nodes] == ["placeholder", "call_module", "output"]
 
     def _returns_tensors(self) -> bool:
-        results = next(iter(reversed(self.program.nodes))).args[0]
+        results = next(iter(reversed(self.graph.nodes))).args[0]
         return bool(results) and all(isinstance(node, fx.Node) for node in results)
 
 
