@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from fastgraph.aliases import is_mutation, nested_graphs
-from fastgraph.capture import Captured, sizes
+from fastgraph.captured import Captured, sizes
 from fastgraph.constants import constant_nodes
 from fastgraph.cost import operations
 from fastgraph.kernels.cuda import dispatch as cuda

@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 
 from fastgraph import cuda
 from fastgraph.arguments import Signature, check_leaves, constant_key
-from fastgraph.capture import Captured, capture, check_example_inputs, grad_facts, unwrapped, written
+from fastgraph.capture import capture, check_example_inputs, unwrapped
+from fastgraph.captured import Captured, grad_facts, written
 from fastgraph.explanation import Explanation, explain
 from fastgraph.kernels.cuda import choices
 from fastgraph.kernels.native import cpu_capability

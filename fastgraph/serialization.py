@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from fastgraph import files
 from fastgraph.arguments import CONSTANTS, Parameter, Signature
-from fastgraph.capture import Captured, read_from
+from fastgraph.captured import Captured, read_from
 from fastgraph.conditions import compile_condition
 from fastgraph.encoding import check_name, decode, decode_nodes, decode_tree, encode, encode_node, encode_tree
 from fastgraph.module import OptimizedModule

@@ -8,7 +8,8 @@ import torch
 from torch import fx, nn
 
 from fastgraph import cuda, precision
-from fastgraph.capture import Captured, free_ones, read_from, rebind
+from fastgraph.capture import free_ones
+from fastgraph.captured import Captured, read_from, rebind
 from fastgraph.direct import Direct, State
 from fastgraph.kernels.door import is_quiet
 from fastgraph.regions import is_switch, without_switches

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 import fastgraph
 from fastgraph import encoding
-from fastgraph.capture import Captured
+from fastgraph.captured import Captured
 from fastgraph.models import DeepLearningModel, Net
 from fastgraph.serialization import _decode_captured, _encode_captured
 from fastgraph.tensors import TensorTable, build_root
