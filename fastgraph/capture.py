@@ -20,7 +20,6 @@ from fastgraph.arguments import Signature, check_leaves
 from fastgraph.captured import Captured, grad_facts, read_from, submodule
 from fastgraph.conditions import compile_condition
 from fastgraph.cuda import check_available
-from fastgraph.guards import conditions
 from fastgraph.regions import inline_grad_modes
 from fastgraph.tracing import TRACED, Call, FunctionOfTensors, Observed, attributes_set, plain_tensors, stand_in
 
@@ -133,9 +132,15 @@ def _check_example(call: Call, program: torch.export.ExportedProgram) -> None:
     nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     inputs = [nodes[name] for name in given]
     tensors = {str(node.target): tensor for node, tensor in zip(inputs, call.tensors, strict=True)}
-    for condition in conditions(inputs):
+    for condition in _conditions(inputs):
         if not compile_condition(condition)(tensors):
             raise RuntimeError(f"the graph needs {condition}, which the example is not")
+
+
+def _conditions(placeholders: Sequence[fx.Node]) -> list[str]:
+    from fastgraph.guards import conditions  # which imports sympy: who only loads a module does without
+
+    return conditions(placeholders)
 
 
 @contextmanager
@@ -245,7 +250,7 @@ def capture(
         read_from(model, fx.GraphModule(unlifted, graph)),
         call.in_spec,
         observed.out_spec,
-        conditions(list(graph.find_nodes(op="placeholder"))),
+        _conditions(list(graph.find_nodes(op="placeholder"))),
         signature=call.signature,
         constants={i: leaf for i, leaf in enumerate(call.leaves) if not isinstance(leaf, torch.Tensor)},
         strides=[tuple(t.stride()) for t in call.tensors] if observed.strides else None,

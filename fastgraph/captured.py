@@ -1,6 +1,6 @@
 """A captured graph, and the class of calls that it holds for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +12,33 @@ from torch.utils import _pytree as pytree
 
 from fastgraph.arguments import Signature, constant_key
 from fastgraph.conditions import compile_condition, fixed
+from fastgraph.lazy import Later
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is needed of one tensor among the inputs."""
+
+    name: str
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.layout
+    sizes: tuple[int | None, ...]  # None for a free one
+
+    @classmethod
+    def of(cls, placeholder: fx.Node) -> "Input":
+        """By what the capture recorded for it."""
+        value = placeholder.meta["val"]
+        return cls(str(placeholder.target), value.dtype, value.device, value.layout, tuple(map(fixed, value.shape)))
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a file tells of a captured graph without symbolic sizes, which take longer than all else to be made."""
+
+    inputs: list[Input]
+    nodes: list[fx.Node]  # with no values
+    rewritten: fx.Graph  # what the rules made of it for calls without gradients; see `fastgraph.kinds` for its values
 
 
 @dataclass
@@ -22,7 +49,7 @@ class Captured:
     `graph_module` holds the module's own parameters and buffers under their own names.
     """
 
-    graph_module: fx.GraphModule
+    graph_module: fx.GraphModule  # or a function that makes it, which is called when somebody asks
     in_spec: pytree.TreeSpec  # of (args, kwargs) in `signature`'s canonical form
     out_spec: pytree.TreeSpec
     conditions: list[str]  # what the graph relies on about the sizes of its inputs
@@ -34,6 +61,7 @@ class Captured:
     state: list[str] = field(default_factory=list)  # attributes that carry values from call to call: no graph can
     unseen: list[str] = field(default_factory=list)  # attributes that forward sets and that no result depends on
     attributes: list[str] = field(default_factory=list)  # tensors of the graph that are plain attributes of the model
+    outline: Outline | None = field(default=None, repr=False, metadata={"saved": False})
 
     @property
     def graph(self) -> fx.Graph:
@@ -44,6 +72,22 @@ class Captured:
     def placeholders(self) -> list[fx.Node]:
         """One node per tensor among the flattened inputs."""
         return list(self.graph.find_nodes(op="placeholder"))
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """Those of the graph, perhaps without their values."""
+        return list(self.graph.nodes) if self.outline is None else self.outline.nodes
+
+    @cached_property
+    def inputs(self) -> list[Input]:
+        """What is needed of the tensors among the flattened inputs."""
+        return [Input.of(node) for node in self.placeholders] if self.outline is None else self.outline.inputs
+
+    @property
+    def is_outline(self) -> bool:
+        """Whether nobody has asked for the graph yet."""
+        value = self.__dict__["graph_module"]
+        return isinstance(value, Later) and not value.is_made
 
     @cached_property
     def plain_arguments(self) -> int | None:
@@ -64,12 +108,12 @@ class Captured:
                 what = f"needs the value of the example, {value!r}, got {_shown(leaves[place])}"
                 return RuntimeError(f"{self.names[place]}: {what}")
         tensors = [leaf for i, leaf in enumerate(leaves) if i not in self.constants]
-        named = {str(node.target): value for node, value in zip(self.placeholders, tensors, strict=True)}
-        for node, value in zip(self.placeholders, tensors, strict=True):
+        named = {input.name: value for input, value in zip(self.inputs, tensors, strict=True)}
+        for input, value in zip(self.inputs, tensors, strict=True):
             if not isinstance(value, torch.Tensor):
-                return TypeError(f"{node.target}: needs a tensor, got {type(value).__name__}")
-            if reason := _mismatch(node.meta["val"], value):
-                return RuntimeError(f"{node.target}: needs {reason}")
+                return TypeError(f"{input.name}: needs a tensor, got {type(value).__name__}")
+            if reason := _mismatch(input, value):
+                return RuntimeError(f"{input.name}: needs {reason}")
         for condition, holds in self.checks:
             if not holds(named):
                 used = {n: t for n, t in named.items() if f"{n}.shape" in condition}
@@ -83,12 +127,8 @@ class Captured:
 
     def fixed_sizes(self) -> list[tuple[str, int, int]]:
         """(input, axis, size) for every size that is not free."""
-        return [
-            (str(node.target), axis, number)
-            for node in self.placeholders
-            for axis, size in enumerate(node.meta["val"].shape)
-            if (number := fixed(size)) is not None
-        ]
+        sizes = [(input.name, axis, n) for input in self.inputs for axis, n in enumerate(input.sizes)]
+        return [(name, axis, n) for name, axis, n in sizes if n is not None]
 
     def example(self, batch: int, *, related: bool) -> list[Any]:
         """Flattened inputs as those of the capture, with zeros for tensors, and with another size of the batch.
@@ -112,10 +152,8 @@ class Captured:
         found += [
             f"{self.names[i]} = {value!r}" for i, value in self.constants.items() if other.constants.get(i) != value
         ]
-        for mine, theirs in zip(self.placeholders, other.placeholders, strict=False):
-            kinds = mine.meta["val"].dtype, theirs.meta["val"].dtype
-            found += [f"{mine.target} of {kinds[0]}"] if kinds[0] != kinds[1] else []
-        return found
+        pairs = zip(self.inputs, other.inputs, strict=False)
+        return found + [f"{mine.name} of {mine.dtype}" for mine, theirs in pairs if mine.dtype != theirs.dtype]
 
     def over(self, model: nn.Module, memo: dict[int, Any]) -> "Captured":
         """The same graph with the tensors of `model`, a copy of the one that was captured."""
@@ -130,6 +168,22 @@ class Captured:
         return self.signature.names(*example)
 
 
+class _Made:
+    """`Captured.graph_module`, once `dataclass` has read the fields."""
+
+    def __get__(self, captured: Any, owner: type | None = None) -> fx.GraphModule:
+        if captured is None:
+            raise AttributeError("graph_module")
+        value: Later[fx.GraphModule] | fx.GraphModule = captured.__dict__["graph_module"]
+        return value.get() if isinstance(value, Later) else value
+
+    def __set__(self, captured: Any, value: fx.GraphModule | Callable[[], fx.GraphModule]) -> None:
+        captured.__dict__["graph_module"] = value if isinstance(value, fx.GraphModule) else Later(value)
+
+
+Captured.graph_module = _Made()  # type: ignore[assignment]
+
+
 def _hint(size: Any) -> int:
     """A size in the example."""
     return size if isinstance(size, int) else int(size.node.hint)
@@ -140,10 +194,10 @@ def grad_facts(tensors: Sequence[torch.Tensor]) -> tuple[bool, ...]:
     return torch.is_grad_enabled(), *(t.requires_grad for t in tensors)
 
 
-def _mismatch(expected: torch.Tensor, value: torch.Tensor) -> str | None:
+def _mismatch(expected: Input, value: torch.Tensor) -> str | None:
     """What is needed of an input and what came, apart from its sizes."""
-    if value.dim() != expected.dim():
-        return f"a tensor of {expected.dim()} dimensions, {sizes(expected)}, got {list(value.shape)}"
+    if value.dim() != len(expected.sizes):
+        return f"a tensor of {len(expected.sizes)} dimensions, {_written(expected.sizes)}, got {list(value.shape)}"
     if not _same_device(expected.device, value.device):
         return f"device {expected.device}, got {value.device}"
     for what in ("dtype", "layout"):
@@ -198,7 +252,10 @@ def check_inputs(captured: Captured, flat: Sequence[Any]) -> None:
 
 def sizes(tensor: torch.Tensor) -> str:
     """[*, 784]: the sizes of a captured tensor, a star for a free one."""
-    numbers = [fixed(size) for size in tensor.shape]
+    return _written([fixed(size) for size in tensor.shape])
+
+
+def _written(numbers: Sequence[int | None]) -> str:
     return "[" + ", ".join("*" if n is None else str(n) for n in numbers) + "]"
 
 

@@ -228,6 +228,7 @@ class OptimizedModule(nn.Module):
         captured = chosen.captured
         if (others or captured.state or captured.custom_gradients) and not self._is_loaded:
             return self._original(*args, **kwargs)
+        chosen.ready()
         leaves = pytree.tree_leaves(captured.signature.canonical(args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return pytree.tree_unflatten(list(chosen.rewritten.graph_module(*tensors)), captured.out_spec)
@@ -424,7 +425,7 @@ def _eval_only(captures: Sequence[Captured]) -> list[str]:
     switches = ("train", "training", "use_input_stats")
     found = []
     for captured in captures:
-        for node in captured.graph.nodes:
+        for node in captured.nodes:
             schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
             if schema is not None and any(argument.name in switches for argument in schema.arguments):
                 found.append(node.name)
