@@ -38,7 +38,9 @@ class Outline:
 
     inputs: list[Input]
     nodes: list[fx.Node]  # with no values
-    rewritten: fx.Graph  # what the rules made of it for calls without gradients; see `fastgraph.kinds` for its values
+    # What the rules made of it, with values of the right kinds (see `fastgraph.kinds`) but without sizes.
+    rewritten: fx.Graph
+    with_gradients: fx.Graph | None  # the same for calls with gradients, where it has regions without
 
 
 @dataclass

@@ -13,7 +13,6 @@ from torch import fx
 from fastgraph.aliases import is_mutation, nested_graphs
 from fastgraph.captured import Captured, sizes
 from fastgraph.constants import constant_nodes
-from fastgraph.cost import operations
 from fastgraph.kernels.cuda import dispatch as cuda
 from fastgraph.kernels.native import cpu_capability, takes
 from fastgraph.rewrite import Rewritten
@@ -131,6 +130,8 @@ def _rows(graph: fx.Graph, rewritten: Rewritten, prefix: str) -> list[Row]:
 
 
 def _row(prefix: str, node: fx.Node, becomes: str, kernel: _Kernel, reason: str) -> Row:
+    from fastgraph.cost import operations  # torch's table of FLOPs imports Triton, which takes 0.15 s
+
     flops = 0
     with suppress(Exception):  # some operators have no meta implementation, and count as none
         flops = operations(node)

@@ -29,7 +29,7 @@ from fastgraph.encoding import check_name, decode, decode_nodes, decode_tree, en
 from fastgraph.kernels.weights import has_version
 from fastgraph.kinds import Check, Kinds, kind_of, read_input
 from fastgraph.module import OptimizedModule
-from fastgraph.rewrite import Rewritten
+from fastgraph.specialization import Specialization
 from fastgraph.tensors import TensorTable, build_root
 
 FORMAT = "fastgraph"
@@ -85,8 +85,7 @@ def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
     module.capture_batches()
     table.add_module(module)
     programs = [
-        _encode_captured(each.captured, table) | _encode_rewritten(each.rewritten, table)
-        for each in module.specializations
+        _encode_captured(each.captured, table) | _encode_rewritten(each, table) for each in module.specializations
     ]
     descriptions, contents = table.encode()
     saved = {
@@ -178,17 +177,24 @@ def _encode_captured(captured: Captured, table: TensorTable) -> dict[str, Any]:
     return encoded | {"symbols": recorder.symbols}
 
 
-def _encode_rewritten(rewritten: Rewritten, table: TensorTable) -> dict[str, Any]:
-    """What runs in calls without gradients, where it is one flat graph and depends on no more than the captured one."""
-    graph_module, storages = rewritten.graph_module, dict[int, int]()
-    targets: dict[str, str] = {}
+def _encode_rewritten(specialization: Specialization, table: TensorTable) -> dict[str, Any]:
+    """What calls run, where that is flat and its tensors have versions: else it is rewritten when it is loaded."""
+    rewritten = {"without_gradients": specialization.rewritten}
+    if specialization.has_regions:
+        rewritten["with_gradients"] = specialization.with_gradients
+    encoded = {name: _encode_flat(each.graph_module, table) for name, each in rewritten.items()}
+    return {} if None in encoded.values() else {"rewritten": {"version": __version__, **encoded}}
+
+
+def _encode_flat(graph_module: fx.GraphModule, table: TensorTable) -> list[dict[str, Any]] | None:
+    """Nodes with the kinds of their values; None where there are graphs in the graph, or tensors without versions."""
+    targets, storages = dict[str, str](), dict[int, int]()
     for node in graph_module.graph.find_nodes(op="get_attr"):
         tensor = operator.attrgetter(node.target)(graph_module)
         if not isinstance(tensor, torch.Tensor) or not has_version(tensor):
-            return {}
+            return None
         targets[node.target] = table.name(node.target, tensor)
-    nodes = [encode_node(n, targets) | {"kind": kind_of(n.meta.get("val"), storages)} for n in graph_module.graph.nodes]
-    return {"rewritten": {"version": __version__, "nodes": nodes}}
+    return [encode_node(n, targets) | {"kind": kind_of(n.meta.get("val"), storages)} for n in graph_module.graph.nodes]
 
 
 def _decode_captured(encoded: dict[str, Any], root: nn.Module) -> Captured:
@@ -222,10 +228,15 @@ def _decode_outline(encoded: dict[str, Any], root: nn.Module) -> Outline | None:
         check.value(item.get("value", _NO_VALUE))
     inputs = [read_input(item["target"], item["value"]) for item in graph["nodes"] if item["op"] == "placeholder"]
     nodes = list(_decode_nodes(graph["nodes"], root).nodes)
-    kinds, fused = Kinds(), _decode_nodes(rewritten["nodes"], root)
-    for node, item in zip(fused.nodes, rewritten["nodes"], strict=True):
+    with_gradients = _decode_flat(rewritten["with_gradients"], root) if "with_gradients" in rewritten else None
+    return Outline(inputs, nodes, _decode_flat(rewritten["without_gradients"], root), with_gradients)
+
+
+def _decode_flat(encoded: list[dict[str, Any]], root: nn.Module) -> fx.Graph:
+    graph, kinds = _decode_nodes(encoded, root), Kinds()
+    for node, item in zip(graph.nodes, encoded, strict=True):
         node.meta["val"] = kinds.value(item["kind"])
-    return Outline(inputs, nodes, fused)
+    return graph
 
 
 def _encode_graph(graph_module: fx.GraphModule, table: TensorTable, recorder: Any) -> dict[str, Any]:

@@ -57,20 +57,24 @@ class Specialization:
     ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @cached_property
-    def _with_gradients(self) -> Rewritten:
+    def with_gradients(self) -> Rewritten:
         """What runs where gradients are wanted: regions without gradients stay what they are."""
-        if not self._has_regions:
+        if not self.has_regions:
             return self.rewritten
         return Later(partial(_rewrite, self.captured, self._dtype, switches=True)).get()
 
     @cached_property
     def _direct_with_gradients(self) -> Direct:
-        if not self._has_regions:
+        if not self.has_regions:
             return self._direct
-        return Direct(self.captured.graph_module, self._with_gradients.graph)
+        outline = self.captured.outline
+        if outline is not None and outline.with_gradients is not None:
+            return Direct(self._model, outline.with_gradients)
+        return Direct(self.captured.graph_module, self.with_gradients.graph)
 
     @cached_property
-    def _has_regions(self) -> bool:
+    def has_regions(self) -> bool:
+        """Whether gradients are off or on in some of the graph, whatever the caller's mode."""
         return any(map(is_switch, self.captured.nodes))
 
     @cached_property
@@ -94,7 +98,7 @@ class Specialization:
 
     def follow(self, structure: Any) -> None:
         """Takes the model's tensors as they are now; nothing else of it has changed. `structure`: its new one."""
-        graphs = [self.__dict__.get("rewritten"), self.__dict__.get("_with_gradients")]
+        graphs = [self.__dict__.get("rewritten"), self.__dict__.get("with_gradients")]
         for graph in [None if self.captured.is_outline else self.captured, *graphs]:
             if graph is not None:
                 rebind(graph.graph_module, self._model, self.captured.attributes)
@@ -134,7 +138,7 @@ class Specialization:
         if self._compiled is not None and not (self.on_cuda and wants_grad):
             return self._compiled(*tensors)
         if not quiet or any(type(t) not in (torch.Tensor, torch.nn.Parameter) for t in tensors):
-            return (self._with_gradients if wants_grad else self.rewritten).graph_module(*tensors)
+            return (self.with_gradients if wants_grad else self.rewritten).graph_module(*tensors)
         if wants_grad:
             return self._direct_with_gradients.run_with_gradients(*tensors)
         if not torch.is_grad_enabled():
