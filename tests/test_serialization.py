@@ -570,13 +570,14 @@ SERVED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any]] = {
 SLOW = ("torch._dynamo", "torch._inductor", "torch.export", "torch._export", "sympy", "triton", "torch._functorch")
 SERVE = f"""
 import sys, torch
+from torch.utils._pytree import tree_leaves
 before = set(sys.modules)
 import fastgraph
 for path in sys.argv[1:]:
     fast, x = fastgraph.load(path), torch.load(path + ".input")
     with torch.no_grad():
-        expected = fast(x)
-    torch.testing.assert_close(fast(x), expected)  # with gradients; those of backward torch itself computes with sympy
+        expected = tree_leaves(fast(x))
+    assert all(map(torch.allclose, tree_leaves(fast(x)), expected)), path
     fast.train().state_dict() if path.endswith("deep") else None
     try:
         fast(x[0, 0])
@@ -592,7 +593,10 @@ print("sympy" in sys.modules)
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")
 def test_loading_and_calling_import_nothing_slow(tmp_path: Path, generator: torch.Generator) -> None:
-    """With gradients and without, in any dtype; what a process that serves a model needs not, it does not import."""
+    """With gradients and without, in any dtype; what a process that serves a model needs not, it does not import.
+
+    (torch's own backward and assert_close import sympy.)
+    """
     paths = []
     for name, (build, shape, dtype) in SERVED.items():
         x = random(generator, shape)
