@@ -218,10 +218,9 @@ def _decode_captured(encoded: dict[str, Any], root: nn.Module) -> Captured:
 
 
 def _decode_outline(encoded: dict[str, Any], root: nn.Module) -> Outline | None:
-    """None where the graph has to be rewritten anew: by this version's rules, or for tensors without versions."""
+    """None where the graph has to be rewritten anew: by this version's rules, or since tensors have no versions."""
     rewritten, graph = encoded.get("rewritten", {}), encoded["graph"]
-    tensors = (*root.parameters(), *root.buffers())
-    if graph["graphs"] or rewritten.get("version") != __version__ or not all(map(has_version, tensors)):
+    if graph["graphs"] or rewritten.get("version") != __version__ or torch.is_inference_mode_enabled():
         return None
     check = Check(encoded["symbols"])
     for item in graph["nodes"]:

@@ -34,6 +34,8 @@ class Specialization:
         guarded = direct and captured.strides is None and captured.grads is None and not captured.state
         self._rewritten = Later(partial(_rewrite, captured, dtype))
         outline = captured.outline
+        if outline is None:  # else its rewriting runs, and `rewritten` is for who asks
+            self.rewritten = _rewrite(captured, dtype)
         self._direct = Direct(
             captured.graph_module if outline is None else model,
             self.rewritten.graph if outline is None else outline.rewritten,
