@@ -14,11 +14,13 @@ from torch.utils import _pytree as pytree
 
 import fastgraph
 from fastgraph import verify as numbers
-from fastgraph.capture import Captured, capture, check_inputs, fixed, flatten_inputs
-from fastgraph.conditions import Inexpressible, express
+from fastgraph.capture import capture
+from fastgraph.captured import Captured, check_inputs, flatten_inputs
+from fastgraph.conditions import fixed
 from fastgraph.evaluation import Copies, restored
 from fastgraph.export.standard import NO_STATE
 from fastgraph.export.trials import places, resized, rows
+from fastgraph.guards import Inexpressible, express
 from fastgraph.tracing import attributes_kept
 
 OTHER_SIZES = (1, 2, 3)  # and the neighbours of the example's, and twice that

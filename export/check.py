@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
 from fastgraph import verify as numbers
-from fastgraph.capture import Captured
+from fastgraph.captured import Captured
 from fastgraph.export.captures import Attempt, Model, SizesError, refusal
 from fastgraph.export.runtime import Binding, open_session, standard_error
 from fastgraph.export.trials import trials

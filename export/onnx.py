@@ -23,7 +23,8 @@ require("onnx", "onnx_ir", "onnxscript", "onnxruntime", by="export.to_onnx")
 
 from onnx_ir.passes import PassError
 
-from fastgraph.capture import Captured, free_ones
+from fastgraph.capture import free_ones
+from fastgraph.captured import Captured
 from fastgraph.export import check, files
 from fastgraph.export.captures import Attempt, Model, SizesError, check_guards, guards
 from fastgraph.export.compare import is_faster

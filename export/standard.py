@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fastgraph import precision
-from fastgraph.capture import Captured
+from fastgraph.captured import Captured
 from fastgraph.constants import constant_nodes
 from fastgraph.rewrite import SIMPLIFICATIONS, rewrite
 from fastgraph.rewrite.rule import is_mutation

@@ -60,6 +60,7 @@ def in_a_trace(graphs: Specializations, args: tuple[Any, ...], kwargs: dict[str,
     captured = chosen.captured
     if (others or captured.state or captured.custom_gradients) and not graphs.is_loaded:
         return graphs.model(*args, **kwargs)
+    chosen.ready()
     leaves = pytree.tree_leaves(captured.signature.canonical(args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     return pytree.tree_unflatten(list(chosen.rewritten.graph_module(*tensors)), captured.out_spec)

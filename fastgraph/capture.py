@@ -8,9 +8,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,8 +16,9 @@ from torch.export.graph_signature import InputKind
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from fastgraph.arguments import Signature, check_leaves, constant_key
-from fastgraph.conditions import compile_condition, conditions, fixed
+from fastgraph.arguments import Signature, check_leaves
+from fastgraph.captured import Captured, grad_facts, read_from, submodule
+from fastgraph.conditions import compile_condition
 from fastgraph.cuda import check_available
 from fastgraph.regions import inline_grad_modes
 from fastgraph.tracing import TRACED, Call, FunctionOfTensors, Observed, attributes_set, plain_tensors, stand_in
@@ -30,153 +28,6 @@ _TRAINING_LAYERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutN
 _TALKATIVE = ("torch", "torch.export", "torch._export", "torch.fx", "torch._subclasses", "torch._dynamo")
 _GLOBALS = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"}  # of the code of a graph
 _LOCK = threading.RLock()  # torch.export is not made for several threads
-
-
-@dataclass
-class Captured:
-    """A module's graph, and the class of calls that it holds for.
-
-    Placeholders are the tensors among the flattened inputs, the output is the tuple of flattened outputs.
-    `graph_module` holds the module's own parameters and buffers under their own names.
-    """
-
-    graph_module: fx.GraphModule
-    in_spec: pytree.TreeSpec  # of (args, kwargs) in `signature`'s canonical form
-    out_spec: pytree.TreeSpec
-    conditions: list[str]  # what the graph relies on about the sizes of its inputs
-    signature: Signature = field(default_factory=lambda: Signature(None))
-    constants: dict[int, Any] = field(default_factory=dict)  # inputs that are no tensors, by their place
-    strides: list[tuple[int, ...]] | None = None  # of every tensor, where the model's code looked at any
-    grads: tuple[bool, ...] | None = None  # grad mode, and requires_grad of every tensor, likewise
-    custom_gradients: list[str] = field(default_factory=list)  # autograd.Functions: their backward is not in the graph
-    state: list[str] = field(default_factory=list)  # attributes that carry values from call to call: no graph can
-    unseen: list[str] = field(default_factory=list)  # attributes that forward sets and that no result depends on
-    attributes: list[str] = field(default_factory=list)  # tensors of the graph that are plain attributes of the model
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The graph of ATen operators."""
-        return self.graph_module.graph
-
-    @property
-    def placeholders(self) -> list[fx.Node]:
-        """One node per tensor among the flattened inputs."""
-        return list(self.graph.find_nodes(op="placeholder"))
-
-    @cached_property
-    def plain_arguments(self) -> int | None:
-        """How many positional arguments it takes, if each of them is one tensor, and there are no others."""
-        count = self.in_spec.num_leaves
-        plain = not self.constants and self.in_spec == pytree.tree_structure(((0,) * count, {}))
-        return count if plain else None
-
-    @cached_property
-    def checks(self) -> list[Any]:
-        """(condition, the function that checks it) for every condition."""
-        return [(condition, compile_condition(condition)) for condition in self.conditions]
-
-    def refusal(self, leaves: Sequence[Any]) -> Exception | None:
-        """The error that says why the graph does not hold for these flattened inputs, tensors and others."""
-        for place, value in self.constants.items():
-            if constant_key(leaves[place]) != constant_key(value):
-                what = f"needs the value of the example, {value!r}, got {_shown(leaves[place])}"
-                return RuntimeError(f"{self.names[place]}: {what}")
-        tensors = [leaf for i, leaf in enumerate(leaves) if i not in self.constants]
-        named = {str(node.target): value for node, value in zip(self.placeholders, tensors, strict=True)}
-        for node, value in zip(self.placeholders, tensors, strict=True):
-            if not isinstance(value, torch.Tensor):
-                return TypeError(f"{node.target}: needs a tensor, got {type(value).__name__}")
-            if reason := _mismatch(node.meta["val"], value):
-                return RuntimeError(f"{node.target}: needs {reason}")
-        for condition, holds in self.checks:
-            if not holds(named):
-                used = {n: t for n, t in named.items() if f"{n}.shape" in condition}
-                got = ", ".join(f"{n} of shape {list(t.shape)}" for n, t in used.items())
-                return RuntimeError(f"inputs: the captured graph needs {condition}, got {got}")
-        if self.strides is not None and self.strides != (got_strides := [tuple(t.stride()) for t in tensors]):
-            return RuntimeError(f"inputs: the model looks at strides: needs {self.strides}, got {got_strides}")
-        if self.grads is not None and self.grads != (got_grads := grad_facts(tensors)):
-            return RuntimeError(f"inputs: the model looks at gradients: needs {self.grads}, got {got_grads}")
-        return None
-
-    def fixed_sizes(self) -> list[tuple[str, int, int]]:
-        """(input, axis, size) for every size that is not free."""
-        return [
-            (str(node.target), axis, number)
-            for node in self.placeholders
-            for axis, size in enumerate(node.meta["val"].shape)
-            if (number := fixed(size)) is not None
-        ]
-
-    def example(self, batch: int, *, related: bool) -> list[Any]:
-        """Flattened inputs as those of the capture, with zeros for tensors, and with another size of the batch.
-
-        The batch is axis 0 of the first tensor, and of all others that have the same size there in the capture; where
-        `related`, only of those for which the graph needs the same.
-        """
-        sizes = [node.meta["val"].shape for node in self.placeholders]
-        shapes = [[_hint(n) for n in shape] for shape in sizes]
-        firsts = [(str(shape[0]) if related else _hint(shape[0])) if shape else None for shape in sizes]
-        for shape, first in zip(shapes, firsts, strict=True):
-            if shape and first == firsts[0]:
-                shape[0] = batch
-        values = [node.meta["val"] for node in self.placeholders]
-        tensors = iter(torch.zeros(s, dtype=v.dtype, device=v.device) for s, v in zip(shapes, values, strict=True))
-        return [self.constants[i] if i in self.constants else next(tensors) for i in range(self.in_spec.num_leaves)]
-
-    def differences(self, other: "Captured") -> list[str]:
-        """What this graph relies on and `other` does not, for a reader."""
-        found = [c for c in self.conditions if c not in other.conditions]
-        found += [
-            f"{self.names[i]} = {value!r}" for i, value in self.constants.items() if other.constants.get(i) != value
-        ]
-        for mine, theirs in zip(self.placeholders, other.placeholders, strict=False):
-            kinds = mine.meta["val"].dtype, theirs.meta["val"].dtype
-            found += [f"{mine.target} of {kinds[0]}"] if kinds[0] != kinds[1] else []
-        return found
-
-    def over(self, model: nn.Module, memo: dict[int, Any]) -> "Captured":
-        """The same graph with the tensors of `model`, a copy of the one that was captured."""
-        made = replace(self, graph_module=read_from(model, deepcopy(self.graph_module, memo)))
-        rebind(made.graph_module, model, self.attributes)
-        return made
-
-    @cached_property
-    def names(self) -> list[str]:
-        """A name for every flattened input, tensor or not."""
-        example: Any = pytree.tree_unflatten([0] * self.in_spec.num_leaves, self.in_spec)
-        return self.signature.names(*example)
-
-
-def _hint(size: Any) -> int:
-    """A size in the example."""
-    return size if isinstance(size, int) else int(size.node.hint)
-
-
-def grad_facts(tensors: Sequence[torch.Tensor]) -> tuple[bool, ...]:
-    """Grad mode, and what of the inputs requires gradients."""
-    return torch.is_grad_enabled(), *(t.requires_grad for t in tensors)
-
-
-def _mismatch(expected: torch.Tensor, value: torch.Tensor) -> str | None:
-    """What is needed of an input and what came, apart from its sizes."""
-    if value.dim() != expected.dim():
-        return f"a tensor of {expected.dim()} dimensions, {sizes(expected)}, got {list(value.shape)}"
-    if not _same_device(expected.device, value.device):
-        return f"device {expected.device}, got {value.device}"
-    for what in ("dtype", "layout"):
-        if getattr(expected, what) != getattr(value, what):
-            return f"{what} {getattr(expected, what)}, got {getattr(value, what)}"
-    return None
-
-
-def _shown(value: Any) -> str:
-    return f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-
-
-def _same_device(a: torch.device, b: torch.device) -> bool:
-    """Whether two devices are one, the first of a kind being meant where no number is given."""
-    return a.type == b.type and (a.index or 0) == (b.index or 0)
 
 
 def check_model(model: nn.Module) -> None:
@@ -281,9 +132,15 @@ def _check_example(call: Call, program: torch.export.ExportedProgram) -> None:
     nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     inputs = [nodes[name] for name in given]
     tensors = {str(node.target): tensor for node, tensor in zip(inputs, call.tensors, strict=True)}
-    for condition in conditions(inputs):
+    for condition in _conditions(inputs):
         if not compile_condition(condition)(tensors):
             raise RuntimeError(f"the graph needs {condition}, which the example is not")
+
+
+def _conditions(placeholders: Sequence[fx.Node]) -> list[str]:
+    from fastgraph.guards import conditions  # which imports sympy: who only loads a module does without
+
+    return conditions(placeholders)
 
 
 @contextmanager
@@ -393,7 +250,7 @@ def capture(
         read_from(model, fx.GraphModule(unlifted, graph)),
         call.in_spec,
         observed.out_spec,
-        conditions(list(graph.find_nodes(op="placeholder"))),
+        _conditions(list(graph.find_nodes(op="placeholder"))),
         signature=call.signature,
         constants={i: leaf for i, leaf in enumerate(call.leaves) if not isinstance(leaf, torch.Tensor)},
         strides=[tuple(t.stride()) for t in call.tensors] if observed.strides else None,
@@ -444,81 +301,11 @@ def _rename(graph: fx.Graph, names: Sequence[str]) -> None:
         node.target = name
 
 
-def read_from(model: nn.Module, graph_module: fx.GraphModule) -> fx.GraphModule:
-    """`graph_module`, reading parameters and buffers from the model's own dictionaries, so that a new one is seen.
-
-    `model` is the module that was captured, or a graph of it.
-    """
-    for path, module in list(graph_module.named_modules()):
-        own = None if isinstance(module, fx.GraphModule) and path else _submodule(model, path)
-        if own is None:
-            continue
-        constants = {n: t for n, t in module._buffers.items() if n not in own._buffers}
-        module.__dict__["_parameters"], module.__dict__["_buffers"] = own._parameters, own._buffers
-        module.__dict__.update(constants)
-    return graph_module
-
-
-def rebind(graph_module: nn.Module, model: nn.Module, attributes: Sequence[str]) -> None:
-    """Gives a graph the tensors under these names, neither parameters nor buffers, as they are in `model` now."""
-    for target in attributes:
-        path, _, name = target.rpartition(".")
-        graph_module.get_submodule(path).__dict__[name] = vars(model.get_submodule(path))[name]
-
-
 def _plain_attributes(model: nn.Module, graph: fx.Graph) -> list[str]:
     found = []
     for node in graph.find_nodes(op="get_attr"):
         path, _, name = str(node.target).rpartition(".")
-        owner = _submodule(model, path)
+        owner = submodule(model, path)
         if owner is not None and isinstance(vars(owner).get(name), torch.Tensor):
             found.append(str(node.target))
     return found
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def flatten_inputs(captured: Captured, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The call's tensors in the order of the placeholders; TypeError where their structure is another."""
-    leaves = flatten_call(captured, args, kwargs)
-    return leaves if not captured.constants else [v for i, v in enumerate(leaves) if i not in captured.constants]
-
-
-def flatten_call(captured: Captured, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The call's flattened inputs, tensors and others; TypeError where their structure is another."""
-    if not kwargs and len(args) == captured.plain_arguments and all(isinstance(a, torch.Tensor) for a in args):
-        return list(args)  # without the pytree: 6 us of a call
-    flat, spec = pytree.tree_flatten(captured.signature.canonical(args, kwargs))
-    if spec != captured.in_spec:
-        what = f"{written(captured.in_spec)}, got {written(spec)}"
-        raise TypeError(f"inputs: needs the structure of the example inputs, {what}")
-    return flat
-
-
-def written(spec: pytree.TreeSpec) -> str:
-    """A call's structure for a reader: (*, [*, *], scale=*)."""
-    args, kwargs = pytree.tree_unflatten(["*"] * spec.num_leaves, spec)
-    parts = [str(a) for a in args] + [f"{k}={v}" for k, v in kwargs.items()]
-    return f"({', '.join(parts)})".replace("'*'", "*")
-
-
-def check_inputs(captured: Captured, flat: Sequence[Any]) -> None:
-    """RuntimeError where these tensors are not what the graph was captured for."""
-    tensors = iter(flat)
-    leaves = [
-        captured.constants.get(i) if i in captured.constants else next(tensors)
-        for i in range(captured.in_spec.num_leaves)
-    ]
-    if (error := captured.refusal(leaves)) is not None:
-        raise error
-
-
-def sizes(tensor: torch.Tensor) -> str:
-    """[*, 784]: the sizes of a captured tensor, a star for a free one."""
-    numbers = [fixed(size) for size in tensor.shape]
-    return "[" + ", ".join("*" if n is None else str(n) for n in numbers) + "]"

@@ -147,8 +147,8 @@ def encode_node(node: fx.Node, targets: dict[str, str]) -> dict[str, Any]:
     return {"name": node.name, "op": node.op, "target": target, "args": args, "kwargs": kwargs}
 
 
-def decode_nodes(encoded: list[dict[str, Any]]) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """The graph of these nodes, and the nodes by their names."""
+def decode_nodes(encoded: list[dict[str, Any]]) -> fx.Graph:
+    """The graph of these nodes."""
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for item in encoded:
@@ -161,7 +161,7 @@ def decode_nodes(encoded: list[dict[str, Any]]) -> tuple[fx.Graph, dict[str, fx.
         target = function(target) if op == "call_function" else target
         args, kwargs = decode(item["args"], nodes), decode(item["kwargs"], nodes)
         nodes[name] = graph.create_node(op, target, args, kwargs, name=name)
-    return graph, nodes
+    return graph
 
 
 def check_name(name: str, *, dotted: bool = False) -> None:

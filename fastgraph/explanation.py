@@ -11,9 +11,8 @@ import torch
 from torch import fx
 
 from fastgraph.aliases import is_mutation, nested_graphs
-from fastgraph.capture import Captured, sizes
+from fastgraph.captured import Captured, sizes
 from fastgraph.constants import constant_nodes
-from fastgraph.cost import operations
 from fastgraph.kernels.library import Op, Running
 from fastgraph.rewrite import Rewritten
 from fastgraph.rewrite.rule import aten, origins
@@ -118,6 +117,8 @@ def _rows(graph: fx.Graph, rewritten: Rewritten, prefix: str) -> list[Row]:
 
 
 def _row(prefix: str, node: fx.Node, becomes: str, run_by: Running, reason: str) -> Row:
+    from fastgraph.cost import operations  # torch's table of FLOPs imports Triton, which takes 0.15 s
+
     flops = 0
     with suppress(Exception):  # some operators have no meta implementation, and count as none
         flops = operations(node)

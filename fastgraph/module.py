@@ -16,7 +16,8 @@ from torch.nn.modules.module import (
 
 from fastgraph import cuda
 from fastgraph.call import compute
-from fastgraph.capture import Captured, capture, check_example_inputs, unwrapped
+from fastgraph.capture import capture, check_example_inputs, unwrapped
+from fastgraph.captured import Captured
 from fastgraph.explanation import Explanation, explain
 from fastgraph.kernels.cuda import choices
 from fastgraph.kernels.native import cpu_capability
@@ -228,7 +229,7 @@ def _eval_only(captures: Sequence[Captured]) -> list[str]:
     switches = ("train", "training", "use_input_stats")
     found = []
     for captured in captures:
-        for node in captured.graph.nodes:
+        for node in captured.nodes:
             schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
             if schema is not None and any(argument.name in switches for argument in schema.arguments):
                 found.append(node.name)

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fastgraph.arguments import check_leaves, constant_key
-from fastgraph.capture import Captured, capture, grad_facts, written
+from fastgraph.capture import capture
+from fastgraph.captured import Captured, grad_facts, written
 from fastgraph.kernels.structure import Structure
 from fastgraph.specialization import Specialization
 from fastgraph.structure import Fingerprint, modes

@@ -1,7 +1,9 @@
 """`save` and `load`: an optimized module as one safetensors file. No pickle, no code.
 
 The file's tensors are the parameters, buffers and constants; its metadata hold the captured graphs as JSON, the
-conditions on their inputs, and a SHA-256 over all of it. Loading rewrites the graphs anew for the machine it is on.
+conditions on their inputs, and a SHA-256 over all of it. Beside each captured graph is what this version's rules made
+of it, which is what calls run: the captured graph itself is made when somebody asks for it (`explain()`, another
+`save`, `to_onnx`, `torch.compile`). A file of another version, and a graph with graphs in it, is rewritten anew.
 """
 
 import dataclasses
@@ -10,7 +12,7 @@ import json
 import operator
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,17 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import fx, nn
 
-from fastgraph import files
+from fastgraph import __version__, files
 from fastgraph.arguments import CONSTANTS, Parameter, Signature
-from fastgraph.capture import Captured, read_from
+from fastgraph.captured import Captured, Outline, read_from
 from fastgraph.conditions import compile_condition
 from fastgraph.encoding import check_name, decode, decode_nodes, decode_tree, encode, encode_node, encode_tree
+from fastgraph.kernels.native import cpu_capability
+from fastgraph.kernels.weights import has_version
+from fastgraph.kinds import Check, Kinds, kind_of, read_input
 from fastgraph.module import OptimizedModule
+from fastgraph.specialization import Specialization
 from fastgraph.tensors import TensorTable, build_root
-from fastgraph.values import Rebuilder, Recorder
 
 FORMAT = "fastgraph"
 VERSION = 2
@@ -80,7 +85,9 @@ def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"module: forward keeps {what} from call to call, which a file cannot hold")
     module.capture_batches()
     table.add_module(module)
-    programs = [_encode_captured(captured, table) for captured in module.captures()]
+    programs = [
+        _encode_captured(each.captured, table) | _encode_rewritten(each, table) for each in module.specializations
+    ]
     descriptions, contents = table.encode()
     saved = {
         "programs": programs,
@@ -157,10 +164,12 @@ def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
 
 def _encode_captured(captured: Captured, table: TensorTable) -> dict[str, Any]:
     """A captured graph; its tensors are added to `table`."""
+    from fastgraph.values import Recorder  # it and Rebuilder import what takes longest: see `kinds`
+
     recorder = Recorder()
     encoded: dict[str, Any] = {"graph": _encode_graph(captured.graph_module, table, recorder)}
     for field in dataclasses.fields(captured):
-        if field.name != "graph_module":
+        if field.name != "graph_module" and field.metadata.get("saved", True):
             write, _ = _FIELDS.get(field.name, (encode, decode))
             try:
                 encoded[field.name] = write(getattr(captured, field.name))
@@ -169,21 +178,73 @@ def _encode_captured(captured: Captured, table: TensorTable) -> dict[str, Any]:
     return encoded | {"symbols": recorder.symbols}
 
 
+def _rules() -> str:
+    """What a rewriting depends on, beside the graph: a file may be loaded elsewhere."""
+    return f"{__version__}, {'compiled kernels' if cpu_capability() != 'aten' else 'ATen'}"
+
+
+def _encode_rewritten(specialization: Specialization, table: TensorTable) -> dict[str, Any]:
+    """What calls run, where that is flat and its tensors have versions: else it is rewritten when it is loaded."""
+    rewritten = {"without_gradients": specialization.rewritten}
+    if specialization.has_regions:
+        rewritten["with_gradients"] = specialization.rewritten_with_gradients
+    encoded = {name: _encode_flat(each.graph_module, table) for name, each in rewritten.items()}
+    return {} if None in encoded.values() else {"rewritten": {"rules": _rules(), **encoded}}
+
+
+def _encode_flat(graph_module: fx.GraphModule, table: TensorTable) -> list[dict[str, Any]] | None:
+    """Nodes with the kinds of their values; None where there are graphs in the graph, or tensors without versions."""
+    targets, storages = dict[str, str](), dict[int, int]()
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        tensor = operator.attrgetter(node.target)(graph_module)
+        if not isinstance(tensor, torch.Tensor) or not has_version(tensor):
+            return None
+        targets[node.target] = table.name(node.target, tensor)
+    return [encode_node(n, targets) | {"kind": kind_of(n.meta.get("val"), storages)} for n in graph_module.graph.nodes]
+
+
 def _decode_captured(encoded: dict[str, Any], root: nn.Module) -> Captured:
-    """The captured graph, over the tensors of `root`."""
-    graph_module = _decode_graph(encoded["graph"], root, Rebuilder(encoded["symbols"]))
+    """The captured graph, over the tensors of `root`; only its outline where that is enough for calls."""
     others: dict[str, Any] = {}
     for field in dataclasses.fields(Captured):
         if field.name in encoded:
             _, read = _FIELDS.get(field.name, (encode, decode))
             others[field.name] = read(encoded[field.name])
-    captured = Captured(read_from(root, graph_module), **others)
+    outline = _decode_outline(encoded, root)
+
+    def make() -> fx.GraphModule:
+        from fastgraph.values import Rebuilder
+
+        return read_from(root, _decode_graph(encoded["graph"], root, Rebuilder(encoded["symbols"])))
+
+    captured = Captured(make() if outline is None else make, **others, outline=outline)  # type: ignore[arg-type]
     for condition in captured.conditions:
         compile_condition(condition)
     return captured
 
 
-def _encode_graph(graph_module: fx.GraphModule, table: TensorTable, recorder: Recorder) -> dict[str, Any]:
+def _decode_outline(encoded: dict[str, Any], root: nn.Module) -> Outline | None:
+    """None where the graph has to be rewritten anew: by the rules here, or since tensors have no versions."""
+    rewritten, graph = encoded.get("rewritten", {}), encoded["graph"]
+    if graph["graphs"] or rewritten.get("rules") != _rules() or torch.is_inference_mode_enabled():
+        return None
+    check = Check(encoded["symbols"])
+    for item in graph["nodes"]:
+        check.value(item.get("value", _NO_VALUE))
+    inputs = [read_input(item["target"], item["value"]) for item in graph["nodes"] if item["op"] == "placeholder"]
+    nodes = list(_decode_nodes(graph["nodes"], root).nodes)
+    with_gradients = _decode_flat(rewritten["with_gradients"], root) if "with_gradients" in rewritten else None
+    return Outline(inputs, nodes, _decode_flat(rewritten["without_gradients"], root), with_gradients)
+
+
+def _decode_flat(encoded: list[dict[str, Any]], root: nn.Module) -> fx.Graph:
+    graph, kinds = _decode_nodes(encoded, root), Kinds()
+    for node, item in zip(graph.nodes, encoded, strict=True):
+        node.meta["val"] = kinds.value(item["kind"])
+    return graph
+
+
+def _encode_graph(graph_module: fx.GraphModule, table: TensorTable, recorder: Any) -> dict[str, Any]:
     """Nodes with their values; graphs within the graph (branches of a torch.cond) by the names that it has for them."""
     targets: dict[str, str] = {}
     graphs: dict[str, Any] = {}
@@ -207,15 +268,21 @@ def _encode_graph(graph_module: fx.GraphModule, table: TensorTable, recorder: Re
     return {"nodes": nodes, "graphs": graphs}
 
 
-def _decode_graph(encoded: dict[str, Any], root: nn.Module, values: Rebuilder) -> fx.GraphModule:
-    graph, nodes = decode_nodes(encoded["nodes"])
-    for item in encoded["nodes"]:
-        nodes[item["name"]].meta["val"] = values.value(item.get("value", _NO_VALUE))
+def _decode_graph(encoded: dict[str, Any], root: nn.Module, values: Any) -> fx.GraphModule:
     graphs = {target: _decode_graph(inner, root, values) for target, inner in encoded["graphs"].items()}
+    graph = _decode_nodes(encoded["nodes"], root, graphs)
+    for node, item in zip(graph.nodes, encoded["nodes"], strict=True):
+        node.meta["val"] = values.value(item.get("value", _NO_VALUE))
+    return fx.GraphModule(_with_graphs(root, graphs), graph)
+
+
+def _decode_nodes(encoded: list[dict[str, Any]], root: nn.Module, graphs: Collection[str] = ()) -> fx.Graph:
+    """The graph of these nodes, whose attributes are tensors of `root`, or `graphs`."""
+    graph = decode_nodes(encoded)
     for node in graph.find_nodes(op="get_attr"):
         if node.target not in graphs and not isinstance(operator.attrgetter(node.target)(root), torch.Tensor):
             raise ValueError(f"{node.name}: {node.target} is no tensor")
-    return fx.GraphModule(_with_graphs(root, graphs), graph)
+    return graph
 
 
 def _with_graphs(root: nn.Module, graphs: dict[str, fx.GraphModule]) -> nn.Module:

@@ -1,14 +1,16 @@
 """One captured graph with what runs it: a module has one for each class of calls that it was called with."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fastgraph import cuda, precision
-from fastgraph.capture import Captured, free_ones, read_from, rebind
+from fastgraph.capture import free_ones
+from fastgraph.captured import Captured, read_from, rebind
+from fastgraph.lazy import Later
 from fastgraph.program import Program, State
 from fastgraph.regions import is_switch, without_switches
 from fastgraph.rewrite import Rewritten, rewrite
@@ -24,17 +26,18 @@ class Specialization:
         self, model: nn.Module, captured: Captured, *, dtype: torch.dtype | None, engine: str, structure: Any = None
     ) -> None:
         self._model, self.captured, self._dtype = model, captured, dtype
-        self.engine = _engine(captured) if engine == "auto" else engine
-        inference = fx.GraphModule(captured.graph_module, _copy(captured.graph))
-        without_switches(inference.graph)
-        self.rewritten = self._rewrite(inference)
-        self.on_cuda = cuda.is_on_cuda(node.meta.get("val") for node in captured.placeholders)
+        self.on_cuda = any(input.device.type == "cuda" for input in captured.inputs)
+        self.engine = self._auto() if engine == "auto" else engine
         # Its native guard knows nothing of strides, and of gradients only whether they are wanted.
         direct = self.engine == "direct" and captured.plain_arguments is not None
         guarded = direct and captured.strides is None and captured.grads is None and not captured.state
+        self._rewritten = Later(partial(_rewrite, captured, dtype))
+        outline = captured.outline
+        if outline is None:  # else its rewriting runs, and `rewritten` is for who asks
+            self.rewritten = _rewrite(captured, dtype)
         self._program = Program(
-            captured.graph_module,
-            self.rewritten.graph,
+            captured.graph_module if outline is None else model,
+            self.rewritten.graph if outline is None else outline.rewritten,
             out_spec=captured.out_spec if guarded else None,
             structure=structure,
         )
@@ -42,46 +45,63 @@ class Specialization:
         self.fast_path: Any = None  # for calls like those that it admitted
         self.compiled = None if self.engine == "direct" else self._compile()
 
-    def _rewrite(self, graph_module: fx.GraphModule) -> Rewritten:
-        with free_ones():  # what rules compute of sizes is not to fix any
-            rewritten = rewrite(graph_module, dtype=self._dtype)
-            if self._dtype is not None:
-                precision.cast(rewritten.graph_module, self._dtype)
-        read_from(self.captured.graph_module, rewritten.graph_module)
-        return rewritten
+    @cached_property
+    def rewritten(self) -> Rewritten:
+        """What runs in calls without gradients."""
+        return self._rewritten.get()
+
+    def ready(self) -> None:
+        """Sees to it that `rewritten` is made. A trace of torch.compile calls it as it is, and does not look inside."""
+        self.rewritten  # noqa: B018
+
+    # What `torch.compiler.assume_constant_result` does, without its import of torch._dynamo.
+    ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @cached_property
     def rewritten_with_gradients(self) -> Rewritten:
         """What runs where gradients are wanted: regions without gradients stay what they are."""
-        if not any(is_switch(node) for node in self.captured.graph.nodes):
+        if not self.has_regions:
             return self.rewritten
-        return self._rewrite(self.captured.graph_module)
+        return Later(partial(_rewrite, self.captured, self._dtype, switches=True)).get()
 
     @cached_property
     def program_with_gradients(self) -> Program:
         """The program for calls that want gradients."""
-        if self.rewritten_with_gradients is self.rewritten:
+        if not self.has_regions:
             return self._program
+        outline = self.captured.outline
+        if outline is not None and outline.with_gradients is not None:
+            return Program(self._model, outline.with_gradients)
         return Program(self.captured.graph_module, self.rewritten_with_gradients.graph)
+
+    @cached_property
+    def has_regions(self) -> bool:
+        """Whether gradients are off or on in some of the graph, whatever the caller's mode."""
+        return any(map(is_switch, self.captured.nodes))
 
     @cached_property
     def never_wants_grad(self) -> bool:
         """Whether all of forward is in a region without gradients."""
         enabled, anything = True, False
-        for node in self.captured.graph.nodes:
+        for node in self.captured.nodes:
             if is_switch(node):
-                enabled = node.args[0]
+                enabled = bool(node.args[0])
             elif node.op == "call_function":
                 anything = True
                 if enabled:
                     return False
-        results = self.captured.graph.output_node().all_input_nodes
+        results = self.captured.nodes[-1].all_input_nodes
         return anything and all(node.op == "call_function" for node in results)
+
+    def _auto(self) -> str:
+        """What the engine "auto" is. Inductor's kernels for CUDA are Triton's: direct where there can be none."""
+        values = [node.meta.get("val") for node in self.captured.placeholders] if self.on_cuda else []
+        return "inductor" if self.on_cuda and cuda.why_no_triton(values) is None else "direct"
 
     def follow(self, structure: Any) -> None:
         """Takes the model's tensors as they are now; nothing else of it has changed. `structure`: its new one."""
-        graphs = [self.captured, self.rewritten, self.__dict__.get("rewritten_with_gradients")]
-        for graph in graphs:
+        graphs = [self.__dict__.get("rewritten"), self.__dict__.get("rewritten_with_gradients")]
+        for graph in [None if self.captured.is_outline else self.captured, *graphs]:
             if graph is not None:
                 rebind(graph.graph_module, self._model, self.captured.attributes)
         for program in (self._program, self.__dict__.get("program_with_gradients")):
@@ -134,6 +154,20 @@ def _without_gradients(fast_path: Any) -> Any:
     return call
 
 
+def _rewrite(captured: Captured, dtype: torch.dtype | None, *, switches: bool = False) -> Rewritten:
+    """`switches`: whether those between regions with and without gradients stay."""
+    graph_module = captured.graph_module
+    if not switches:
+        graph_module = fx.GraphModule(graph_module, _copy(captured.graph))
+        without_switches(graph_module.graph)
+    with free_ones():  # what rules compute of sizes is not to fix any
+        rewritten = rewrite(graph_module, dtype=dtype)
+        if dtype is not None:
+            precision.cast(rewritten.graph_module, dtype)
+    read_from(captured.graph_module, rewritten.graph_module)
+    return rewritten
+
+
 def _copy(graph: fx.Graph) -> fx.Graph:
     copied = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
@@ -142,9 +176,3 @@ def _copy(graph: fx.Graph) -> fx.Graph:
     for old, new in mapping.items():
         new.meta = dict(old.meta)
     return copied
-
-
-def _engine(captured: Captured) -> str:
-    """What "auto" is. Inductor's kernels for CUDA are Triton's: direct where there can be none."""
-    values = [node.meta.get("val") for node in captured.placeholders]
-    return "inductor" if cuda.is_on_cuda(values) and cuda.why_no_triton(values) is None else "direct"

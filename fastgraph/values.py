@@ -1,6 +1,7 @@
 """What a capture recorded about each node's value, as JSON, and back: sizes, dtypes, and who shares memory with whom.
 
-Loading builds the fake tensors from that. No operator's shape function runs, so what was captured can be loaded.
+The fake tensors are built from that. No operator's shape function runs, so what was captured can be loaded. `kinds`
+reads the same without making any of it.
 """
 
 from typing import Any
@@ -17,19 +18,14 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from fastgraph.cuda import check_available
 from fastgraph.encoding import decode, encode
+from fastgraph.kinds import ATOMS, CASE, FUNCTIONS
 
-_SYMPY = (
-    *(sympy.Add, sympy.Mul, sympy.Pow, sympy.Abs, sympy.floor, sympy.ceiling, sympy.Piecewise),
-    *(sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge, sympy.And, sympy.Or, sympy.Not, sympy.Xor, sympy.ITE),
-    *(sympy.Max, sympy.Min, sympy.Mod, sympy.Rational),
-    *(kind for kind in vars(functions).values() if isinstance(kind, type) and issubclass(kind, sympy.Basic)),
-)
-_CLASSES: dict[str, Any] = {kind.__name__: kind for kind in _SYMPY if kind is not sympy.Basic}
-_CLASSES["ExprCondPair"] = lambda value, condition: (value, condition)
-_ATOMS = {"oo": sympy.oo, "-oo": -sympy.oo, "int_oo": int_oo, "-int_oo": -int_oo, "nan": sympy.nan, "zoo": sympy.zoo}
+_FOUND = ((name, getattr(functions, name, getattr(sympy, name, None))) for name in FUNCTIONS)
+_CLASSES: dict[str, Any] = {name: kind for name, kind in _FOUND if kind is not None}  # an older torch lacks some
+_CLASSES[CASE] = lambda value, condition: (value, condition)
+_ATOMS = dict(zip(ATOMS, (sympy.oo, -sympy.oo, int_oo, -int_oo, sympy.nan, sympy.zoo), strict=True))
 _ASSUMPTIONS = ("integer", "real", "positive", "nonnegative")
 _SYMBOLS = {"s": SymT.SIZE, "zf": SymT.FLOAT, "u": SymT.UNBACKED_INT, "zuf": SymT.UNBACKED_FLOAT}
-_TYPES = {"int": int, "float": float, "bool": bool}
 
 
 class Recorder:

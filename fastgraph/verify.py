@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fastgraph.capture import Captured, check_inputs, flatten_inputs
+from fastgraph.captured import Captured, check_inputs, flatten_inputs
 from fastgraph.evaluation import Copies, UnsupportedError, evaluate, random_nodes, restored, shaken, written_tensors
 from fastgraph.sums import Sums
 from fastgraph.tracing import attributes_kept

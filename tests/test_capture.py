@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import fastgraph
-from fastgraph.capture import capture, check_inputs, flatten_inputs
+from fastgraph.capture import capture
+from fastgraph.captured import check_inputs, flatten_inputs
 from fastgraph.models import DeepLearningModel, Net
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.utils._sympy import functions as f
 
-from fastgraph import conditions as conditions_module
+from fastgraph import guards
 from fastgraph.capture import capture
-from fastgraph.conditions import Inexpressible, compile_condition, express
+from fastgraph.conditions import compile_condition
+from fastgraph.guards import Inexpressible, express
 
 A, B = sympy.symbols("s0 s1", integer=True, positive=True)
 NAMES = {"s0": "x.shape[0]", "s1": "x.shape[1]"}
@@ -202,8 +203,8 @@ def test_a_branch_on_a_computed_size(name: str, example: int) -> None:
 
 
 def test_what_cannot_be_expressed_fixes_its_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(conditions_module._Printer, "_print_TruncToInt")
-    monkeypatch.delitem(conditions_module._CALLS, "TruncToInt")
+    monkeypatch.delattr(guards._Printer, "_print_TruncToInt")
+    monkeypatch.delitem(guards._CALLS, "TruncToInt")
     captured = capture(Branch(lambda n: int(n * 0.5), 3).eval(), (torch.ones(3, 9),))
     assert "x.shape[1] == 9" in captured.conditions
     assert not any("x.shape[0] ==" in condition for condition in captured.conditions)

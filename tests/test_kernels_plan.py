@@ -144,7 +144,12 @@ def test_several_threads_and_new_sizes(generator: torch.Generator) -> None:
     ],
 )
 def test_programs_that_make_no_sense(
-    inputs: list[int], outputs: list[int], steps: list[Any], memory_of: list[int], message: str, generator: torch.Generator
+    inputs: list[int],
+    outputs: list[int],
+    steps: list[Any],
+    memory_of: list[int],
+    message: str,
+    generator: torch.Generator,
 ) -> None:
     kernel = linear(generator, 8, 8)
     with pytest.raises(ValueError, match=message):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 import fastgraph
 from fastgraph import encoding
-from fastgraph.capture import Captured
+from fastgraph.captured import Captured
 from fastgraph.models import DeepLearningModel, Net
 from fastgraph.serialization import _decode_captured, _encode_captured
 from fastgraph.tensors import TensorTable, build_root
@@ -412,6 +416,10 @@ def nodes(program: Any) -> Any:
     return program["programs"][0]["graph"]["nodes"]
 
 
+def fused(program: Any) -> Any:
+    return program["programs"][0]["rewritten"]["without_gradients"]
+
+
 def call(program: Any) -> Any:
     return next(n for n in nodes(program) if n["op"] == "call_function")
 
@@ -458,6 +466,11 @@ EDITS: dict[str, Callable[[Any], Any]] = {
     "a missing part": lambda p: p.pop("tensors"),
     "a number for text": lambda p: call(p).update(name=3),
     "no programs": lambda p: p.update(programs=[]),
+    "a rewritten node's name": lambda p: fused(p)[-2].update(name=CODE),
+    "a rewritten node's function": lambda p: fused(p)[-2].update(target="load_library.__self__.import_module"),
+    "a rewritten node's attribute": lambda p: fused(p)[1].update(op="get_attr", target="layer1.__class__"),
+    "a kind": lambda p: fused(p)[-2].update(kind={"dtype": "hub", "storage": 0}),
+    "a rewritten graph": lambda p: p["programs"][0]["rewritten"].pop("without_gradients"),
 }
 
 
@@ -529,16 +542,190 @@ def test_a_failed_save_leaves_the_old_file(saved: Path, tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_loading_and_calling_import_no_tracer(saved: Path) -> None:
-    """torch.export's and what that imports take 0.3 s, which a process that only serves a model need not spend."""
-    code = f"""
-import sys, torch, fastgraph
-fastgraph.load({str(saved)!r})(torch.zeros(2, 784))
-print([name for name in ("torch.export._trace", "torch._functorch.aot_autograd") if name in sys.modules])
+class PartlyFrozen(nn.Module):
+    """A convolution without gradients before a layer with gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), randomised(nn.BatchNorm2d(8)), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            x = self.backbone(x).mean((2, 3))
+        return torch.relu(self.head(x))
+
+
+SERVED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any]] = {
+    "deep": (DeepLearningModel, (2, 784), None),
+    "bfloat16": (DeepLearningModel, (2, 784), torch.bfloat16),
+    "net": (Net, (1, 3, 720, 480), None),
+    "regions": (PartlyFrozen, (2, 3, 9, 9), None),
+    "norm": (lambda: PartlyFrozen().backbone, (2, 3, 9, 9), None),
+    "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 5, 8), None),
+    "lstm": (lambda: nn.LSTM(4, 8, batch_first=True), (2, 5, 4), None),
+    "shared": (shared_and_plain, (2, 3, 9, 9), None),
+}
+# Their import takes longer than all that `load` has to do. torch imports parts of torch.export itself.
+SLOW = ("torch._dynamo", "torch._inductor", "torch.export", "torch._export", "sympy", "triton", "torch._functorch")
+SERVE = f"""
+import sys, torch
+from torch.utils._pytree import tree_leaves
+before = set(sys.modules)
+import fastgraph
+for path in sys.argv[1:]:
+    fast, x = fastgraph.load(path), torch.load(path + ".input")
+    with torch.no_grad():
+        expected = tree_leaves(fast(x))
+    assert all(map(torch.allclose, tree_leaves(fast(x)), expected)), path
+    fast.train().state_dict() if path.endswith("deep") else None
+    try:
+        fast(x[0, 0])
+    except (RuntimeError, TypeError):
+        pass
+    else:
+        raise AssertionError(path)
+print(sorted(m for m in set(sys.modules) - before if m.startswith({SLOW})))
+fast.explain()
+print("sympy" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")
+def test_loading_and_calling_import_nothing_slow(tmp_path: Path, generator: torch.Generator) -> None:
+    """With gradients and without, in any dtype; what a process that serves a model needs not, it does not import.
+
+    (torch's own backward and assert_close import sympy.)
+    """
+    paths = []
+    for name, (build, shape, dtype) in SERVED.items():
+        x = random(generator, shape)
+        torch.save(x, tmp_path / f"{name}.input")
+        paths.append(str(tmp_path / name))
+        fastgraph.save(fastgraph.optimize(build().eval(), (x,), dtype=dtype, verify=False), paths[-1])
+    done = subprocess.run([sys.executable, "-c", SERVE, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "True"]
+
+
+def test_gradients_where_some_regions_have_none(tmp_path: Path, generator: torch.Generator) -> None:
+    model, x = PartlyFrozen().eval(), random(generator, (2, 3, 9, 9))
+    fastgraph.save(fastgraph.optimize(model, (x,)), tmp_path / "model")
+    loaded = fastgraph.load(tmp_path / "model")
+    for module in (model, loaded):
+        module(x)[:, 0].sum().backward()
+    assert loaded.captured.is_outline
+    ours, theirs = ({n: p.grad for n, p in m.named_parameters()} for m in (loaded, model))
+    assert [n for n, g in ours.items() if g is not None] == ["head.weight", "head.bias"]
+    assert all(g is None if theirs[n] is None else torch.allclose(g, theirs[n]) for n, g in ours.items())
+
+
+def test_the_graph_is_made_once_whoever_asks_first(saved: Path) -> None:
+    """In any mode of the caller's, in several threads, and not before."""
+    x = torch.rand(2, 784)
+    expected = fastgraph.load(saved)
+    with torch.no_grad():
+        result = expected(x)
+
+    def under(*contexts: Any) -> Callable[[Any], Any]:
+        def call(module: Any) -> None:
+            with ExitStack() as stack:
+                for context in contexts:
+                    stack.enter_context(context() if callable(context) else context)
+                module.explain()
+
+        return call
+
+    def in_threads(module: Any) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            graphs = list(pool.map(lambda _: module.captured.graph_module, range(4)))
+        assert len(set(map(id, graphs))) == 1
+
+    ways: dict[str, Callable[[Any], Any]] = {
+        "inference": under(torch.inference_mode),
+        "autocast": under(lambda: torch.autocast("cpu", torch.bfloat16)),
+        "meta": under(torch.device("meta")),
+        "fake": under(FakeTensorMode),
+        "vmap": lambda m: torch.testing.assert_close(torch.func.vmap(m)(x[None])[0], expected(x)),
+        "grad": lambda m: torch.func.grad(lambda x: m(x)[:, 0].sum())(x),
+        "make_fx": lambda m: make_fx(m)(x),
+        "export": lambda m: torch.export.export(m, (x,)),
+        "strict export": lambda m: torch.export.export(m, (x,), strict=True),
+        "compile": lambda m: torch.compile(m, backend="eager", fullgraph=True)(x),
+        "threads": in_threads,
+    }
+    for name, way in ways.items():
+        loaded = fastgraph.load(saved)
+        with torch.no_grad():
+            assert torch.equal(loaded(x), result)
+        assert loaded.captured.is_outline, name
+        way(loaded)
+        assert not loaded.captured.is_outline, name
+        assert facts(loaded.captured.graph_module, {}) == facts(expected.captured.graph_module, {}), name
+        assert list(loaded.explain()) == list(expected.explain()), name
+        with torch.no_grad():
+            assert torch.equal(loaded(x), result), name
+        assert loaded(x).requires_grad, name
+    torch.compiler.reset()
+
+
+def test_the_outline_asks_what_the_graph_asks(tmp_path: Path) -> None:
+    """Errors before anybody has asked for the graph are those that come afterwards."""
+    fastgraph.save(fastgraph.optimize(nn.Linear(4, 2), (torch.ones(3, 4),)), tmp_path / "model")
+    wrong = [torch.ones(4), torch.ones(2, 5), torch.ones(2, 4).double(), torch.ones(2, 4, device="meta")]
+    wrong.append(torch.ones(2, 4).to_sparse())
+
+    def errors(module: Any) -> list[str]:
+        found = []
+        for x in wrong:
+            with pytest.raises((RuntimeError, TypeError)) as error:
+                module(x)
+            found.append(str(error.value))
+        return found
+
+    outline, whole = fastgraph.load(tmp_path / "model"), fastgraph.load(tmp_path / "model")
+    whole.explain()
+    fast = fastgraph.optimize(nn.Linear(4, 2), (torch.ones(3, 4),))
+    assert outline.captured.inputs == fast.captured.inputs
+    assert errors(outline) == errors(whole)
+    assert outline.captured.is_outline
+
+
+@pytest.mark.parametrize("what", ["another version", "an older file", "tensors without versions", "a graph in it"])
+def test_what_is_rewritten_when_it_is_loaded(what: str, saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    if what == "a graph in it":
+        model, inputs = make("cond")
+        fastgraph.save(fastgraph.optimize(model, inputs, verify=False), path)
+    else:
+        change = {
+            "another version": lambda p: p["programs"][0]["rewritten"].update(rules="0.0.1, compiled kernels"),
+            "an older file": lambda p: p["programs"][0].pop("rewritten"),
+            "tensors without versions": lambda p: None,
+        }[what]
+        edited(saved, path, change)
+        model, inputs = fastgraph.load(saved), (torch.rand(2, 784),)
+    with torch.inference_mode(what == "tensors without versions"):
+        loaded = fastgraph.load(path)
+    assert loaded.captured.outline is None
+    fused = any(row.is_fused for row in loaded.explain())
+    assert not (fused and what == "tensors without versions")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(*inputs), model(*inputs))
+
+
+def test_every_function_of_sizes_has_a_name() -> None:
+    """What torch writes sizes with can be saved; what a file says can be checked without importing it."""
+    import sympy
+    from torch.utils._sympy import functions
+
+    from fastgraph import kinds, values
+
+    abstract = {"Application", "Expr", "LatticeOp", "MinMaxBase", "IntInfinity", "Basic"}
+    ours = {n for n, k in vars(functions).items() if isinstance(k, type) and issubclass(k, sympy.Basic)}
+    assert ours - abstract <= set(kinds.FUNCTIONS)
+    assert set(values._CLASSES) == {*kinds.FUNCTIONS, kinds.CASE}
+    assert all(kind.__name__ == name for name, kind in values._CLASSES.items() if name != kinds.CASE)
 
 
 class UnrelatedBatches(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 import fastgraph
-from fastgraph.capture import flatten_inputs
+from fastgraph.captured import flatten_inputs
 from fastgraph.export.graphs import inductor, text
 from fastgraph.export.graphs.compiled import Compiled
 from fastgraph.export.graphs.dot import INSTALL, have_dot, render, to_dot

@@ -122,7 +122,8 @@ class RoundedSession(Session):
                     tensor.copy_(_shaken(tensor, program.eps, self.generator))
 
     def arguments(self, batch: int) -> tuple[Any, ...]:
-        return tuple(_shaken(v, self.program.eps, self.generator) if is_floating(v) else v for v in super().arguments(batch))
+        shaken = lambda v: _shaken(v, self.program.eps, self.generator) if is_floating(v) else v  # noqa: E731
+        return tuple(map(shaken, super().arguments(batch)))
 
 
 class ExactSession(Session):
@@ -214,8 +215,8 @@ class Reference:
         return any(not torch.equal(before[n], t) for state in kept for n, t in state.items() if n in before)
 
     def shaken(self, index: int) -> list[Outcome]:
-        """What call `index` gives when weights and inputs are off by rounding errors: in float64, where results of every
-        operator are too, and as the module is."""
+        """What call `index` gives when weights and inputs are off by rounding errors: in float64, where results of
+        every operator are too, and as the module is."""
         if self._shaken is None:
             sessions: list[Session] = [exact_session(self.program, 2 * self.program.eps, seed) for seed in range(4)]
             sessions += [RoundedSession(self.program, seed) for seed in range(8)]
