@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastgraph.bench.backends import BACKENDS, DTYPES
-from fastgraph.bench.measure import MODES
-from fastgraph.bench.roofline import GPUS
+from fastgraph.bench.ceilings.roofline import GPUS
+from fastgraph.bench.plan import MODES
 from fastgraph.export.user_model import number, numbers, shape
 
 ALL = "all"  # the backends, at every batch size
@@ -61,7 +61,7 @@ def parser() -> Parser:
     add("--rounds", type=number, metavar="N", help="at most so many interleaved rounds a case")
     add("--budget", type=seconds, metavar="S", help="seconds of timing a case, as many rounds as fit, at least three")
     add("--mode", "--scenario", choices=MODES, default="rounds", help="see below (default: rounds)")
-    add("--rate", type=rate, metavar="R", help="queries a second that arrive in mode server")
+    add("--rate", type=above_zero, metavar="R", help="queries a second that arrive in mode server")
     add("--pause", type=pause, default=0.0, metavar="T", help="sleep before each call: 20us, 1.5ms, 1s")
     add("--processes", type=number, default=1, metavar="N", help="of each backend at once, on the same cores")
     add("--model-gpu", choices=tuple(GPUS), help="adds the floors that a model of this GPU gives")
@@ -78,7 +78,11 @@ def compare_parser() -> Parser:
     made.add_argument("--backends", type=among(tuple(BACKENDS)), default=["fastgraph"], metavar="A,B")
     made.add_argument("--absolute", action="store_true", help="times as they are, not relative to eager's in each run")
     made.add_argument(
-        "--threshold", type=share, default=0.05, metavar="R", help="slower by more than this is a regression (0.05)"
+        "--threshold",
+        type=above_zero,
+        default=0.05,
+        metavar="R",
+        help="slower by more than this is a regression (0.05)",
     )
     return made
 
@@ -96,8 +100,8 @@ def seconds(text: str) -> float:
     return _above_zero(text, "a number of seconds above 0")
 
 
-def rate(text: str) -> float:
-    """Queries a second, above 0."""
+def above_zero(text: str) -> float:
+    """A rate, or a ratio."""
     return _above_zero(text, "a number above 0")
 
 
@@ -109,11 +113,6 @@ def pause(text: str) -> float:
     if parts is None or parts[2] not in UNITS_S:
         raise argparse.ArgumentTypeError(f"must be a time with its unit ({', '.join(UNITS_S)}); got {text!r}")
     return float(parts[1]) * UNITS_S[parts[2]]
-
-
-def share(text: str) -> float:
-    """A ratio above 0."""
-    return _above_zero(text, "a number above 0")
 
 
 def among(known: Sequence[str]) -> Callable[[str], list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import fastgraph
-from fastgraph.bench.ceilings import cache_bytes
+from fastgraph.bench.ceilings.caches import cache_bytes
 
 PACKAGES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout, through the link fastgraph/bench
