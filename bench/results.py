@@ -10,6 +10,8 @@ from fastgraph.bench.ceilings.work import Work
 from fastgraph.bench.ratio import Ratio
 from fastgraph.bench.timing import Timing, Usage
 
+BUSY = 0.05  # of the processors' time: others that take more are noted
+
 
 @dataclass(frozen=True)
 class Row:

@@ -107,20 +107,30 @@ def test_the_operators_own_time_counts_against_no_ceiling(reports: dict[str, Cas
 
 
 def test_an_operator_that_takes_all_of_the_time_leaves_no_share(reports: dict[str, CaseReport]) -> None:
-    assert measure(reports, cell(96, True, 64), 2e-5, 3e-5, 2.5e-5).share is None
+    result = measure(reports, cell(96, True, 64), 2e-5, 3e-5, 2.5e-5)
+    assert result.share is None
+    ((text, content),) = gemm.summary([result])
+    assert text.startswith("gemm behind an operator, 2 threads: best peer / ours 1.50")
+    assert content["shares"] == {}
 
 
 def test_the_summary_has_the_mean_and_the_worst(reports: dict[str, CaseReport]) -> None:
     chosen = [cell(96, False, batch) for batch in (1, 64, 197)]
     times = [(1e-5, 4e-5), (2e-5, 1e-5), (1.25e-5, 2.5e-5)]  # ratios 4, 0.5 and 2
     results = [measure(reports, t, ours, peer, 0.0) for t, (ours, peer) in zip(chosen, times, strict=True)]
+    results[1] = replace(results[1], report=replace(results[1].report, others=0.41))
     ((text, content),) = gemm.summary(results)
     assert content["geometric_mean"] == pytest.approx((4 * 0.5 * 2) ** (1 / 3))
-    assert text.startswith(
-        "gemm alone, 2 threads: best peer / ours 1.59 (1.10) as geometric mean of 3; worst 0.50 96→384"
+    first, second, third = text.splitlines()
+    assert first == (
+        "gemm alone, 2 threads: best peer / ours 1.59 (1.10) as geometric mean of 3 cases; "
+        "worst 0.50 96→384 relu, batch 64; 2.00 96→384 relu, batch 197; 4.00 96→384 relu, batch 1"
     )
-    assert "0.50 96→384 at 64, 2.00 96→384 at 197, 4.00 96→384 at 1" in text
-    assert "fma from 64 rows 65% as median of 2 (85% each); worst 50% 96→384 at 64, 80% 96→384 at 197" in text
+    assert second == (
+        "  fma from 64 rows 65% (85% each) as median of 2 cases; worst 50% 96→384 relu, batch 64; "
+        "80% 96→384 relu, batch 197"
+    )
+    assert third == "  doubtful: other processes took up to 41% of the processors"
     ((text, _),) = gemm.summary(results[1:2])
     assert "0.50 (1.10) short" in text
     assert list(gemm.summary([])) == []
@@ -149,7 +159,7 @@ def test_the_command_writes_the_grid(
     content = json.loads((tmp_path / "perf.json").read_text())
     assert len(content["results"]) == len(gemm.grid(quick=True))
     alone, behind = content["others"]
-    assert (alone["shares"]["768→3072 at 64"], behind["ratios"]["256→256 at 1"]) == (
+    assert (alone["shares"]["768→3072 relu, batch 64"], behind["ratios"]["x+x, 256→256 relu, batch 1"]) == (
         pytest.approx(0.5),
         pytest.approx(1.5),
     )

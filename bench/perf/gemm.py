@@ -2,6 +2,9 @@
 
 Alone, a product finds its threads and caches as its own last call left them. In a network it follows other operators,
 whose threads spin for a while and whose values fill the caches: a kernel can win the one and lose the other.
+
+Behind the operator, every backend's time is that of both, the operator run its own way, and so is the ratio. From the
+share of the ceiling the time that the operator takes by itself in eager, measured right after, is taken off.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from fastgraph.bench.cases import Built, Case
-from fastgraph.bench.perf.result import Result
+from fastgraph.bench.perf.result import Result, short_mark
 from fastgraph.bench.perf.target import CHEAP_PEERS, Target
 from fastgraph.bench.plan import Plan
+from fastgraph.bench.results import BUSY
 
 GROUP = "gemm"
 ROWS = (1, 8, 49, 64, 197, 785, 1024, 4096)
@@ -56,22 +60,26 @@ def build_operator(inputs: int, batch: int) -> Built:
 def summary(results: Sequence[Result]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The grid in a few lines, each part with what goes into ``perf.json``: means, and the worst cells."""
     for place, operator in (("alone", False), ("behind an operator", True)):
-        part = [result for result in results if (result.operator_s is not None) is operator]
-        ratios = {_cell(result): result.ratio for result in part if result.ratio}
-        shares = {_cell(r): r.share for r in part if r.share is not None and r.report.batch >= MANY_ROWS}
+        part = [result for result in results if (result.operator is not None) is operator]
+        ratios = {result.report.case: result.ratio for result in part if result.ratio}
+        many = [result for result in part if result.report.batch >= MANY_ROWS]
+        shares = {result.report.case: result.share for result in many if result.share is not None}
         if not ratios:
             continue
-        mean = geometric_mean(ratios.values())
-        text = f"gemm {place}, {part[0].threads} threads: best peer / ours {mean:.2f} ({GEOMETRIC_MEAN:.2f})"
-        text += " short" if mean < GEOMETRIC_MEAN else ""
-        text += f" as geometric mean of {len(ratios)}; worst {_worst(ratios, '.2f')}"
+        mean, threads = geometric_mean(ratios.values()), part[0].threads
+        lines = [
+            f"gemm {place}, {threads} threads: best peer / ours {mean:.2f} ({GEOMETRIC_MEAN:.2f})"
+            f"{short_mark(mean < GEOMETRIC_MEAN)} as geometric mean of {len(ratios)} cases; "
+            f"worst {_worst(ratios, '.2f')}"
+        ]
         if shares:
-            text += f"\n  fma from {MANY_ROWS} rows {median(shares.values()):.0%} as median of {len(shares)}"
-            text += f" ({SHARE:.0%} each); worst {_worst(shares, '.0%')}"
-        yield (
-            text,
-            {GROUP: place, "threads": part[0].threads, "geometric_mean": mean, "ratios": ratios, "shares": shares},
-        )
+            middle = f"{median(shares.values()):.0%} ({SHARE:.0%} each) as median of {len(shares)} cases"
+            lines.append(f"  fma from {MANY_ROWS} rows {middle}; worst {_worst(shares, '.0%')}")
+        others = max((result.report.others or 0.0) for result in part)
+        if others > BUSY:
+            lines.append(f"  doubtful: other processes took up to {others:.0%} of the processors")
+        figures = {"geometric_mean": mean, "ratios": ratios, "shares": shares}
+        yield "\n".join(lines), {GROUP: place, "threads": threads, **figures}
 
 
 def _target(layer: tuple[int, int], behind: bool, batch: int) -> Target:
@@ -93,11 +101,7 @@ def _target(layer: tuple[int, int], behind: bool, batch: int) -> Target:
 def _worst(figures: dict[str, float], form: str) -> str:
     """The smallest of them by cell."""
     lowest = sorted(figures, key=lambda cell: figures[cell])[:WORST]
-    return ", ".join(f"{figures[cell]:{form}} {cell}" for cell in lowest)
-
-
-def _cell(result: Result) -> str:
-    return result.report.case.removeprefix("x+x, ").replace(" relu, batch", " at")
+    return "; ".join(f"{figures[cell]:{form}} {cell}" for cell in lowest)
 
 
 @cache

@@ -34,7 +34,7 @@ class FastgraphFp32(FastgraphDirect):
 @dataclass(frozen=True)
 class Result:
     """One case against its target. ``share`` is of the ceiling ``target.ceiling``, 0..1, without the ``operator_s``
-    that the operator in front takes by itself; ``short`` names what is under its target."""
+    that the ``operator`` in front takes by itself; ``short`` names what is under its target."""
 
     target: str
     threads: int
@@ -49,6 +49,7 @@ class Result:
     fp32_ratio: float | None
     fp32_ratio_target: float | None
     cliff: float | None
+    operator: str | None = None
     operator_s: float | None = None
     short: tuple[str, ...] = ()
 
@@ -92,6 +93,7 @@ def against_target(sessions: Sessions, target: Target, plan: Plan) -> Result:
         fp32_ratio=fp32_s / median_s if fp32_s and median_s else None,
         fp32_ratio_target=target.fp32_ratio,
         cliff=cliff,
+        operator=target.operator.name if target.operator else None,
         operator_s=operator_s,
     )
     return replace(result, short=_short(result) if median_s else (f"{ours.status}: {ours.reason}",))

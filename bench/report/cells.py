@@ -11,10 +11,9 @@ from fastgraph.bench.backends import OPTIONS
 from fastgraph.bench.ceilings.measured import CEILINGS
 from fastgraph.bench.plan import Plan
 from fastgraph.bench.ratio import Ratio
-from fastgraph.bench.results import CaseReport, Row
+from fastgraph.bench.results import BUSY, CaseReport, Row
 from fastgraph.bench.text import duration, rate, size
 
-BUSY = 0.05  # of the processors' time: others that take more are noted
 NOISY = 0.1  # of the median: an IQR beyond it is noted
 MODELLED = ("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor")
 # What fits a terminal of 120 columns, and one of 80; the files have all.

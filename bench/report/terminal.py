@@ -10,11 +10,11 @@ from rich.table import Table
 
 from fastgraph.bench.plan import DEFAULT, Plan
 from fastgraph.bench.report import device_comparison
-from fastgraph.bench.report.cells import BUSY, MODELLED, caption, cells, columns, modelled_cells, note, option, title
+from fastgraph.bench.report.cells import MODELLED, caption, cells, columns, modelled_cells, note, option, title
 from fastgraph.bench.report.compare import Comparison
 from fastgraph.bench.report.device_comparison import DeviceLine
 from fastgraph.bench.report.summary import Summary, glance, remarks
-from fastgraph.bench.results import CaseReport
+from fastgraph.bench.results import BUSY, CaseReport
 
 WIDE = 112
 
