@@ -195,3 +195,13 @@ def test_a_worker_that_spins_is_stopped_while_others_run() -> None:
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(WorkerFailed, match="its process was closed"):
         worker.ask("pid", limit_s=1)
+
+
+def test_what_is_preloaded_is_there_in_every_worker() -> None:
+    fork_server = ForkServer(threads=1, preload=["wave", "there_is_no_such_module"])
+    worker = Worker(fork_server, Busy)
+    try:
+        assert "wave" in worker.ask("imported", limit_s=60)
+    finally:
+        worker.close()
+        fork_server.close()
