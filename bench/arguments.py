@@ -44,13 +44,13 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The arguments of ``python -m bench``."""
-    made = Parser(
+    options = Parser(
         prog="python -m bench",
         description="Throughput of small models, backend by backend, each checked against float64 before it is timed.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = made.add_argument
+    add = options.add_argument
     add("--model", default="all", help="deep, net, all, or module:callable of your own (default: all)")
     add("--input-shape", type=shape, metavar="N,..", help="of your own model's input, the batch first")
     add("--batches", type=numbers, metavar="N,M", help="batch sizes (default: some for each model)")
@@ -67,32 +67,34 @@ def parser() -> Parser:
     add("--model-gpu", choices=tuple(GPUS), help="adds the floors that a model of this GPU gives")
     add("--quick", action="store_true", help="batch 1, four backends, short rounds: a look, not a result")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the report (default: out)")
-    return made
+    return options
 
 
 def compare_parser() -> Parser:
     """The arguments of ``python -m bench compare``."""
-    made = Parser(prog="python -m bench compare", description="Ratios of two reports, with their spread.")
-    made.add_argument("before", type=Path, metavar="A.json")
-    made.add_argument("after", type=Path, metavar="B.json")
-    made.add_argument("--backends", type=among(tuple(BACKENDS)), default=["fastgraph"], metavar="A,B")
-    made.add_argument("--absolute", action="store_true", help="times as they are, not relative to eager's in each run")
-    made.add_argument(
+    options = Parser(prog="python -m bench compare", description="Ratios of two reports, with their spread.")
+    options.add_argument("before", type=Path, metavar="A.json")
+    options.add_argument("after", type=Path, metavar="B.json")
+    options.add_argument("--backends", type=among(tuple(BACKENDS)), default=["fastgraph"], metavar="A,B")
+    options.add_argument(
+        "--absolute", action="store_true", help="times as they are, not relative to eager's in each run"
+    )
+    options.add_argument(
         "--threshold",
         type=above_zero,
         default=0.05,
         metavar="R",
         help="slower by more than this is a regression (0.05)",
     )
-    return made
+    return options
 
 
 def picture_parser() -> Parser:
     """The arguments of ``python -m bench picture``."""
-    made = Parser(prog="python -m bench picture", description="A report's plot at a glance as PNG, light and dark.")
-    made.add_argument("report", type=Path, metavar="REPORT.json")
-    made.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for both (default: out)")
-    return made
+    options = Parser(prog="python -m bench picture", description="A report's plot at a glance as PNG, light and dark.")
+    options.add_argument("report", type=Path, metavar="REPORT.json")
+    options.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for both (default: out)")
+    return options
 
 
 def seconds(text: str) -> float:

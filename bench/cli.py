@@ -86,8 +86,8 @@ def main(argv: Sequence[str]) -> int:
     left_out = chosen_left_out(given, chosen)
     run = Run(tuple(chosen), backends, settings, plan, command, given.model_gpu, left_out, absent)
     report = measure(run, about, console)
-    if found := summaries(report.cases):
-        console.print(summary_table(found, console.width))
+    if overview := summaries(report.cases):
+        console.print(summary_table(overview, console.width))
     if devices := device_comparison(report.cases):
         console.print(device_table(devices))
     if report.modelled:
@@ -138,15 +138,15 @@ def chosen_settings(given: argparse.Namespace) -> list[Setting]:
         cuda = False
     if given.device == "cuda" and not cuda:
         raise UsageError("--device cuda: there is no CUDA device here; allowed: auto, cpu")
-    found = []
+    chosen = []
     for dtype in given.dtype:
         if given.device != "cuda":
-            found.append(Setting(dtype, threads))
+            chosen.append(Setting(dtype, threads))
         if given.device == "cuda" or (given.device == "auto" and cuda):
             on_cuda = Setting(dtype, threads, "cuda")
             graph, cold = replace(on_cuda, launch="graph"), replace(on_cuda, cache="cold")
-            found += [on_cuda, replace(on_cuda, copies=True), graph, cold]
-    return found
+            chosen += [on_cuda, replace(on_cuda, copies=True), graph, cold]
+    return chosen
 
 
 def chosen_plan(given: argparse.Namespace) -> Plan:
@@ -190,13 +190,13 @@ def compare_reports(argv: Sequence[str]) -> int:
     except ReportError as error:
         parser.error(str(error))
     try:
-        found = compare(before, after, given.backends, given.threshold, given.absolute)
+        comparisons = compare(before, after, given.backends, given.threshold, given.absolute)
     except ValueError as error:
         parser.error(str(error))
-    if not found:
+    if not comparisons:
         parser.error(f"{given.before}: has no speed of {', '.join(given.backends)}: there is nothing to compare")
-    _console().print(comparison_table(found))
-    return 1 if any(one.regression for one in found) else 0
+    _console().print(comparison_table(comparisons))
+    return 1 if any(one.regression for one in comparisons) else 0
 
 
 def draw_picture(argv: Sequence[str]) -> int:

@@ -62,6 +62,11 @@ class CaseReport:
     ceilings: dict[str, tuple[float, ...]] = field(default_factory=dict)
     others: float | None = None
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether somebody has a speed."""
+        return any(row.timing for row in self.rows)
+
     def row(self, backend: str) -> Row | None:
         """The backend's row, by its name in the report."""
         return next((row for row in self.rows if row.backend == backend), None)

@@ -48,8 +48,8 @@ class Run:
 def installed(backends: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """Those of the backends (option names) that can be imported here, and a sentence for each of the others."""
     missing = {name: BACKENDS[name].missing() for name in backends}
-    here = [name for name, said in missing.items() if said is None]
-    return here, tuple(said for said in missing.values() if said is not None)
+    here = [name for name, reason in missing.items() if reason is None]
+    return here, tuple(reason for reason in missing.values() if reason is not None)
 
 
 def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
@@ -76,11 +76,11 @@ def _modelled(run: Run) -> tuple[dict[str, Any], ...]:
     """The modelled floors on the GPU that was named."""
     if run.model_gpu is None:
         return ()
-    found = []
+    modelled = []
     for dtype in dict.fromkeys(setting.dtype for setting in run.settings):
         for case in run.cases:
-            found += [asdict(one) for one in floors(case.name, case.build(), run.model_gpu, dtype)]
-    return tuple(found)
+            modelled += [asdict(one) for one in floors(case.name, case.build(), run.model_gpu, dtype)]
+    return tuple(modelled)
 
 
 class ProgressReport:

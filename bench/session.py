@@ -105,11 +105,12 @@ class Session:
                 rows[name] = replace(rows[name], status="failed", reason=str(failure))
         in_rounds = lambda share: progress(f"{case.name}: rounds", PREPARING + (1 - PREPARING) * share)  # noqa: E731
         before = processors(self._pids())
-        found = self._rounds(rows, warm, plan, ceilings, work.weight_bytes if work else 0, contender_ratio, in_rounds)
+        weight_bytes = work.weight_bytes if work else 0
+        blocks, rates = self._rounds(rows, warm, plan, ceilings, weight_bytes, contender_ratio, in_rounds)
         after = processors(self._pids())
-        self._add_timings(rows, warm, found[0], case.batch, plan)
+        self._add_timings(rows, warm, blocks, case.batch, plan)
         if work is not None:
-            self._add_limits(rows, work, found[1])
+            self._add_limits(rows, work, rates)
         return CaseReport(
             case=case.name,
             model=case.model,
@@ -120,7 +121,7 @@ class Session:
             tolerance=truth.tolerance,
             work=work,
             rows=tuple(rows.values()),
-            ceilings=found[1],
+            ceilings=rates,
             others=after.others_since(before) if before and after else None,
         )
 

@@ -12,10 +12,10 @@ def cache_bytes(level: int, otherwise: int, root: Path = Path("/sys/devices/syst
     """Size of the cache at ``level`` that holds data; ``otherwise`` where the system does not tell."""
     for index in sorted(root.glob("index*")):
         try:
-            found, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+            of_level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
         except OSError:
             continue
-        if int(found) == level and kind != "Instruction":
+        if int(of_level) == level and kind != "Instruction":
             return int(size.rstrip("KM")) * (MIB if size.endswith("M") else 1024)
     return otherwise
 

@@ -84,12 +84,12 @@ class Modelled:
 def floors(case: str, built: Built, gpu_name: str, dtype: str) -> list[Modelled]:
     """The floors of all ``VARIANTS`` on a GPU of ``GPUS``, the model's tensors all in ``dtype``."""
     gpu = GPUS[gpu_name]
-    found = []
+    modelled = []
     for variant, kernels in variants(built, DTYPES[dtype]).items():
         seconds = sum(max(k.flops / gpu.flops[dtype], k.bytes / gpu.bytes_per_s) for k in kernels)
         flops, moved = sum(k.flops for k in kernels), sum(k.bytes for k in kernels)
-        found.append(Modelled(case, gpu.name, gpu.source, dtype, variant, len(kernels), flops, moved, seconds))
-    return found
+        modelled.append(Modelled(case, gpu.name, gpu.source, dtype, variant, len(kernels), flops, moved, seconds))
+    return modelled
 
 
 def variants(built: Built, dtype: torch.dtype) -> dict[str, list[Kernel]]:

@@ -118,8 +118,8 @@ def _short(result: Result) -> tuple[str, ...]:
         "ceiling": (result.share, result.share_target),
         "ratio to fp32": (result.fp32_ratio, result.fp32_ratio_target),
     }
-    found = [name for name, (reached, wanted) in pairs.items() if reached and wanted and reached < wanted]
-    return (*found, *(["cliff"] if result.cliff and result.cliff > CLIFF else []))
+    names = [name for name, (reached, wanted) in pairs.items() if reached and wanted and reached < wanted]
+    return (*names, *(["cliff"] if result.cliff and result.cliff > CLIFF else []))
 
 
 def _run(session: Session, case: Case, ceiling: str, plan: Plan) -> CaseReport:
@@ -159,16 +159,16 @@ def line(result: Result, backends: dict[str, type[Backend]]) -> str:
     for one in backends.values():
         row = rows[one.name]
         cells.append(f"{duration(row.timing.median_s) if row.timing else row.status:>16}")
-    said = [
+    parts = [
         _against("", result.ratio, result.ratio_target, "ratio" in result.short, ".2f"),
         _against(f"{result.ceiling} ", result.share, result.share_target, "ceiling" in result.short, ".0%"),
     ]
     if result.fp32_ratio_target or result.fp32_ratio:
         short = "ratio to fp32" in result.short
-        said.append(_against("to fp32 ", result.fp32_ratio, result.fp32_ratio_target, short, ".2f"))
+        parts.append(_against("to fp32 ", result.fp32_ratio, result.fp32_ratio_target, short, ".2f"))
     if result.cliff is not None:
-        said.append(_against("cliff ", result.cliff, CLIFF, "cliff" in result.short, ".2f"))
-    return f"{result.report.case:<46}{''.join(cells)}   {'; '.join(s for s in said if s)}"
+        parts.append(_against("cliff ", result.cliff, CLIFF, "cliff" in result.short, ".2f"))
+    return f"{result.report.case:<46}{''.join(cells)}   {'; '.join(s for s in parts if s)}"
 
 
 def _against(name: str, reached: float | None, wanted: float | None, short: bool, form: str) -> str:

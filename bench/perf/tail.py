@@ -49,8 +49,8 @@ def tails(setting: Setting, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
             if row.timing is None:
                 yield f"tail, {case.name}: {row.status}: {row.reason}", {"tail": case.name, "reason": row.reason}
                 continue
-            found = tail(running, case, calls)
-        yield _tail_line(found, allowed), {"tail": asdict(found), "allowed": allowed}
+            measured = tail(running, case, calls)
+        yield _tail_line(measured, allowed), {"tail": asdict(measured), "allowed": allowed}
 
 
 def tail(running: Session, case: Case, calls: int) -> Tail:
@@ -74,16 +74,16 @@ def busy_process() -> Iterator[None]:
 
 
 def _block(running: Session, calls: int) -> Seconds:
-    found = running.call(OURS, "block", calls)
-    assert isinstance(found, np.ndarray)
-    return found
+    seconds = running.call(OURS, "block", calls)
+    assert isinstance(seconds, np.ndarray)
+    return seconds
 
 
-def _tail_line(found: Tail, allowed: float) -> str:
+def _tail_line(result: Tail, allowed: float) -> str:
     """The tail in one line."""
-    idle, busy = ((found.idle_p50_s, found.idle_p99_s), (found.busy_p50_s, found.busy_p99_s))
+    idle, busy = ((result.idle_p50_s, result.idle_p99_s), (result.busy_p50_s, result.busy_p99_s))
     return (
-        f"tail, {found.case}, {found.calls:,} calls: idle p50 {duration(idle[0])}, p99 {duration(idle[1])}; beside a "
-        f"busy process p50 {duration(busy[0])}, p99 {duration(busy[1])}: {found.ratio:.1f} times the idle p99 "
-        f"({allowed}){short_mark(found.ratio > allowed)}"
+        f"tail, {result.case}, {result.calls:,} calls: idle p50 {duration(idle[0])}, p99 {duration(idle[1])}; beside a "
+        f"busy process p50 {duration(busy[0])}, p99 {duration(busy[1])}: {result.ratio:.1f} times the idle p99 "
+        f"({allowed}){short_mark(result.ratio > allowed)}"
     )

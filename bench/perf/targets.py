@@ -29,8 +29,8 @@ NETS_BATCHES, NETS_RATIO = (1, 64), 1.0  # of eager, which nothing may be below
 
 def targets(dtype: str) -> list[Target]:
     """All targets in ``dtype``, "fp32" or "bf16"."""
-    found = [*_deep(dtype), *_net(dtype)]
-    return [*found, *_others(), *_nets()] if dtype == "fp32" else found
+    models = [*_deep(dtype), *_net(dtype)]
+    return [*models, *_others(), *_nets()] if dtype == "fp32" else models
 
 
 def choose(wanted: Sequence[str], dtype: str, quick: bool = False) -> list[Target]:
@@ -52,17 +52,17 @@ def names() -> list[str]:
 
 
 def _deep(dtype: str) -> list[Target]:
-    made = []
+    chosen = []
     for case in cases.deep(tuple(DEEP_RATIO)):
         ceiling = "weights" if case.batch == 1 else "fma"
         share = {1: 0.8, 128: 0.92, 1024: 0.92, 8192: 0.92}.get(case.batch)
         fp32_ratio = 1.5 if case.batch == 1 else 1.7 if case.batch >= 128 else None
-        made.append(
+        chosen.append(
             Target("deep", case, DEEP_RATIO[case.batch], ceiling, share)
             if dtype == "fp32"
             else Target("deep", case, 1.0, ceiling, None, fp32_ratio, peers=BF16_PEERS)
         )
-    return made
+    return chosen
 
 
 def _net(dtype: str) -> list[Target]:
@@ -75,17 +75,17 @@ def _net(dtype: str) -> list[Target]:
 
 
 def _others() -> list[Target]:
-    made = []
+    chosen = []
     for sizes, activation in CHAINS:
         (case,) = cases.chain(sizes, activation, [CHAIN_BATCH])
         whole = tuple(-(-size // TILE) * TILE for size in sizes)
         (whole_tiles,) = cases.chain(whole, activation, [CHAIN_BATCH])
-        made.append(Target("chains", case, OTHER_RATIO, "fma", whole_tiles=whole_tiles, peers=CHEAP_PEERS))
+        chosen.append(Target("chains", case, OTHER_RATIO, "fma", whole_tiles=whole_tiles, peers=CHEAP_PEERS))
     for channels, kernel_size, pool in CONVS:
         (case,) = cases.conv(channels, kernel_size, pool, [CONV_BATCH])
         (whole_tiles,) = cases.conv(-(-channels // TILE) * TILE, kernel_size, pool, [CONV_BATCH])
-        made.append(Target("convs", case, OTHER_RATIO, "fma", whole_tiles=whole_tiles, peers=CHEAP_PEERS))
-    return made
+        chosen.append(Target("convs", case, OTHER_RATIO, "fma", whole_tiles=whole_tiles, peers=CHEAP_PEERS))
+    return chosen
 
 
 def _nets() -> list[Target]:

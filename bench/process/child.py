@@ -51,18 +51,18 @@ def main() -> None:
 
 def one_line(error: BaseException) -> str:
     """The kind of the error and the beginning of what it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {shorten(said[0], 200)}" if said else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {shorten(lines[0], 200)}" if lines else type(error).__name__
 
 
-def _work(pipe: int, said: int) -> NoReturn:
+def _work(pipe: int, output: int) -> NoReturn:
     """Serves until the parent closes the pipe; never returns to what this process was forked from."""
     status = 1
     try:
         os.setsid()
         die_with_parent()
         for stream in (1, 2):
-            os.dup2(said, stream)  # what libraries print is kept for the reason of a failure
+            os.dup2(output, stream)  # what libraries print is kept for the reason of a failure
         _serve(Connection(pipe))
         status = 0
     except BaseException:

@@ -30,25 +30,25 @@ class ForkServer:
         """Starts the process; it imports the modules ``preload`` while this one goes on."""
         self._control, there = socket.socketpair()
         self._control.settimeout(START_LIMIT_S)
-        self._said = TemporaryFile()  # noqa: SIM115 - closed with the server
+        self._output = TemporaryFile()  # noqa: SIM115 - closed with the server
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fastgraph.bench.process.child", str(there.fileno()), *preload],
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._said,
+            stdout=self._output,
+            stderr=self._output,
             env=_environment(threads),
             start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
         )
         there.close()
 
-    def fork(self, pipe: Connection, said: IO[bytes]) -> int:
-        """The process id of a new worker with this end of a pipe; what it prints goes to ``said``.
+    def fork(self, pipe: Connection, output: IO[bytes]) -> int:
+        """The process id of a new worker with this end of a pipe; what it prints goes to ``output``.
 
         Raises:
             OSError: the fork server has ended or gives no answer.
         """
-        socket.send_fds(self._control, [REQUEST.pack(FORK, 0)], [pipe.fileno(), said.fileno()])
+        socket.send_fds(self._control, [REQUEST.pack(FORK, 0)], [pipe.fileno(), output.fileno()])
         return self._answer()
 
     def wait(self, pid: int) -> int:
@@ -64,20 +64,20 @@ class ForkServer:
         self._control.close()
         self._process.kill()
         self._process.wait()
-        self._said.close()
+        self._output.close()
 
     def _answer(self) -> int:
         content = self._control.recv(ANSWER.size, socket.MSG_WAITALL)
         if not content:
-            raise ConnectionError(f"the process that workers are forked from has ended: {last_line(self._said)}")
+            raise ConnectionError(f"the process that workers are forked from has ended: {last_line(self._output)}")
         (value,) = ANSWER.unpack(content)
         return value
 
 
-def last_line(said: IO[bytes]) -> str:
+def last_line(output: IO[bytes]) -> str:
     """The last line that a process printed, its first 200 characters."""
-    said.seek(0)
-    lines = said.read().decode(errors="replace").strip().splitlines()
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines()
     return lines[-1][:200] if lines else ""
 
 

@@ -29,7 +29,7 @@ class Worker:
         """The process starts with the first question and makes the object ``make(*arguments)``, both picklable."""
         self._fork_server, self._made_by = fork_server, (make, arguments)
         self._connection, self._there = Pipe()
-        self._said = TemporaryFile()  # noqa: SIM115 - closed with the worker
+        self._output = TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.pid: int | None = None
         self._status: int | None = None
         self._reason: str | None = None
@@ -43,7 +43,7 @@ class Worker:
         if self.pid is not None or self._reason is not None:
             return
         try:
-            self.pid = self._fork_server.fork(self._there, self._said)
+            self.pid = self._fork_server.fork(self._there, self._output)
             self._there.close()
             self._connection.send(self._made_by)
             self.answer(limit_s)
@@ -81,7 +81,7 @@ class Worker:
         self._wait()
         self._there.close()
         self._connection.close()
-        self._said.close()
+        self._output.close()
         self._reason = self._reason or "its process was closed"
 
     def answer(self, limit_s: float) -> Any:
@@ -114,6 +114,6 @@ class Worker:
         """Raises what the end of the process tells."""
         status = self._wait()
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
-        last = last_line(self._said)
+        last = last_line(self._output)
         self._reason = f"its process ended with {how}" + (f": {last}" if last else "")
         raise WorkerFailed(self._reason) from None

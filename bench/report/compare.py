@@ -65,15 +65,15 @@ def compare(
         raise ValueError(f"reports: need calls that come alike, got {before.plan} and {after.plan}")
     name = labels((*before.cases, *after.cases))
     later = {_key(case): case for case in after.cases}
-    found = []
+    comparisons = []
     for case in before.cases:
         second = later.get(_key(case))
         for ours in (BACKENDS[option].name for option in backends):
             if second is not None:
-                found.append(_compare(name(case), ours, case, second, threshold, absolute))
+                comparisons.append(_compare(name(case), ours, case, second, threshold, absolute))
             elif _relative(case, ours, absolute) is not None:
-                found.append(Comparison(name(case), ours, None, None, None, False, "not in the second report"))
-    return [one for one in found if one is not None]
+                comparisons.append(Comparison(name(case), ours, None, None, None, False, "not in the second report"))
+    return [one for one in comparisons if one is not None]
 
 
 def ratio_interval(

@@ -20,8 +20,8 @@ def markdown(report: Report) -> str:
     parts += [f"Not measured: {one}." for one in report.absent]
     if not report.complete:
         parts.append("**The run was stopped before its end.**")
-    if found := summaries(report.cases):
-        parts += ["## At a glance", _table(*glance(found)), "  \n".join(remarks(found))]
+    if overview := summaries(report.cases):
+        parts += ["## At a glance", _table(*glance(overview)), "  \n".join(remarks(overview))]
     names = tuple(dict.fromkeys([*columns(report.plan), *ALWAYS]))
     for case in report.cases:
         rows = [(row, cells(row)) for row in case.rows]

@@ -15,7 +15,7 @@ from fastgraph.bench.report import device_comparison
 from fastgraph.bench.report.cells import MODELLED, modelled_cells
 from fastgraph.bench.report.html_tables import case_tables, plain_table
 from fastgraph.bench.report.report import Report, settings
-from fastgraph.bench.report.summary import glance, median_ceilings, remarks, summaries
+from fastgraph.bench.report.summary import glance, median_ceilings, remarks, summaries, timed_cases
 from fastgraph.bench.results import CaseReport
 from fastgraph.extras import require
 
@@ -88,7 +88,7 @@ def _summary(report: Report) -> str:
     absent = "".join(f"<p><strong>Not measured:</strong> {escape(one)}.</p>" for one in report.absent)
     command = f"{escape(report.date)}, {escape(str(report.plan))}: <code>{escape(report.command)}</code>"
     return f"<p>{lines}<br>{command}</p>{absent}{stopped}" + "".join(
-        f'<p class="soft">{escape(said)}</p>' for said in explanations(report.plan)
+        f'<p class="soft">{escape(text)}</p>' for text in explanations(report.plan)
     )
 
 
@@ -107,34 +107,34 @@ def _setting(report: Report, setting: Any, scripts: list[str]) -> list[str]:
 
     cases = [case for case in report.cases if case.setting == setting]
     where = str(setting)
-    made = []
-    if found := summaries(cases):
-        said = "".join(f"<p>{escape(one)}</p>" for one in remarks(found))
-        made.append(f"<h2>At a glance, {where}</h2>" + plain_table(*glance(found)) + said)
-        made.append(_plots([("Times as fast as eager", plots.glance(cases))], scripts))
+    parts = []
+    if overview := summaries(cases):
+        sentences = "".join(f"<p>{escape(one)}</p>" for one in remarks(overview))
+        parts.append(f"<h2>At a glance, {where}</h2>" + plain_table(*glance(overview)) + sentences)
+        parts.append(_plots([("Times as fast as eager", plots.glance(cases))], scripts))
     if report.plan.processes > 1:
-        totals = [(case.case, plots.total(case)) for case in cases if any(row.timing for row in case.rows)]
-        made.append(f"<h2>{report.plan.processes} processes at once, {where}</h2>" + _plots(totals, scripts))
+        totals = [(case.case, plots.total(case)) for case in timed_cases(cases)]
+        parts.append(f"<h2>{report.plan.processes} processes at once, {where}</h2>" + _plots(totals, scripts))
     for model in dict.fromkeys(case.model for case in cases):
         of_model = [case for case in cases if case.model == model]
-        if not any(row.timing for case in of_model for row in case.rows):
+        if not timed_cases(of_model):
             continue
         figures = [("Speed-up over eager", plots.speedup(of_model))]
         if len(of_model) > 1:  # a line needs two points
             figures += [("Time of a call", plots.latency(of_model))]
             figures += [("Throughput", plots.throughput(of_model))] if report.plan.tight else []
-        made.append(f"<h2>{escape(model)}, {where}</h2>" + _plots(figures, scripts))
+        parts.append(f"<h2>{escape(model)}, {where}</h2>" + _plots(figures, scripts))
     if any(case.ceilings and case.work for case in cases):
-        made.append(f"<h2>Roofline, {where}</h2>" + _plots([("", plots.roofline(cases))], scripts) + _ceilings(cases))
-    made.append(f"<h2>All figures, {where}</h2>" + case_tables(cases))
-    return made
+        parts.append(f"<h2>Roofline, {where}</h2>" + _plots([("", plots.roofline(cases))], scripts) + _ceilings(cases))
+    parts.append(f"<h2>All figures, {where}</h2>" + case_tables(cases))
+    return parts
 
 
 def _plots(figures: Sequence[tuple[str, Any]], scripts: list[str]) -> str:
     """The plots' places in the page; what draws them goes to ``scripts``, behind the library."""
     from plotly.io import to_json
 
-    made = []
+    parts = []
     for heading, figure in figures:
         place = f"plot-{len(scripts)}"
         config = '{"responsive": true, "displaylogo": false, "displayModeBar": false}'
@@ -143,8 +143,8 @@ def _plots(figures: Sequence[tuple[str, Any]], scripts: list[str]) -> str:
             f'<script>{{ const f = {content}; Plotly.newPlot("{place}", f.data, f.layout, {config}); }}</script>'
         )
         caption = f"<figcaption>{escape(heading)}</figcaption>" if heading else ""
-        made.append(f'<figure>{caption}<div id="{place}"></div></figure>')
-    return f'<div class="plots">{"".join(made)}</div>'
+        parts.append(f'<figure>{caption}<div id="{place}"></div></figure>')
+    return f'<div class="plots">{"".join(parts)}</div>'
 
 
 def _ceilings(cases: Sequence[CaseReport]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastgraph.bench.plan import Plan
 from fastgraph.bench.report.report import Report
+from fastgraph.bench.report.summary import timed_cases
 from fastgraph.bench.results import CaseReport
 from fastgraph.extras import require
 
@@ -41,7 +42,7 @@ def _figures(report: Report) -> dict[str, Any]:
     from fastgraph.bench.report import plots
 
     if report.plan.processes > 1:
-        timed = [case for case in report.cases if any(row.timing for row in case.rows)]
+        timed = timed_cases(report.cases)
         return {f"processes-{case.model}-{case.batch}": _titled(case, report.plan, plots.total(case)) for case in timed}
     figure = plots.glance(report.cases)
     legend = {"orientation": "h", "yanchor": "top", "y": -70 / (figure.layout.height - 90), "x": 0}
@@ -51,8 +52,8 @@ def _figures(report: Report) -> dict[str, Any]:
 
 def _titled(case: CaseReport, plan: Plan, figure: Any) -> Any:
     """The figure with what it shows over it."""
-    said = f"{case.case}: {plan.processes} processes at once, {case.setting}"
+    title = f"{case.case}: {plan.processes} processes at once, {case.setting}"
     figure.update_layout(
-        title={"text": said, "x": 0.02, "font_size": 14}, margin_t=48, height=figure.layout.height + 24
+        title={"text": title, "x": 0.02, "font_size": 14}, margin_t=48, height=figure.layout.height + 24
     )
     return figure

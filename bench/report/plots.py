@@ -163,8 +163,8 @@ def _against_batch(
     values: list[float] = []
     ordered = sorted(cases, key=lambda case: case.batch)
     for name in _backends(cases):
-        found = [(case.batch, value(row)) for case in ordered if (row := case.row(name)) is not None]
-        points = [(batch, y) for batch, y in found if y is not None]
+        values_by_batch = [(case.batch, value(row)) for case in ordered if (row := case.row(name)) is not None]
+        points = [(batch, y) for batch, y in values_by_batch if y is not None]
         values += [y for _, y in points]
         colour, symbol = STYLE[name]
         figure.add_scatter(

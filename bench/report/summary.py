@@ -58,7 +58,7 @@ class Summary:
 
 def timed_cases(cases: Sequence[CaseReport]) -> list[CaseReport]:
     """Those in which somebody has a speed."""
-    return [case for case in cases if any(row.timing for row in case.rows)]
+    return [case for case in cases if case.is_timed]
 
 
 def median_ceilings(cases: Sequence[CaseReport]) -> dict[str, float]:
@@ -73,9 +73,9 @@ def summaries(cases: Sequence[CaseReport]) -> list[Summary]:
     return [_summary(label(case), case) for case in timed_cases(cases)]
 
 
-def glance(found: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+def glance(overview: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """The head and the lines of the table at a glance, without columns that have no figure in this kind of run."""
-    lines = [one.cells() for one in found]
+    lines = [one.cells() for one in overview]
     shown = [i for i in range(len(SUMMARY)) if any(line[i] != "-" for line in lines)]
     return [SUMMARY[i] for i in shown], [[line[i] for i in shown] for line in lines]
 
@@ -86,25 +86,25 @@ def labels(cases: Sequence[CaseReport]) -> Callable[[CaseReport], str]:
     return lambda case: f"{case.case}, {case.setting}" if several else case.case
 
 
-def verdict(found: Sequence[Summary]) -> str:
+def verdict(overview: Sequence[Summary]) -> str:
     """One sentence: where ours is the fastest, and where it is not."""
-    ratios = {one.label: one.ratio for one in found if one.ratio is not None}
+    ratios = {one.label: one.ratio for one in overview if one.ratio is not None}
     if not ratios:
         return ""
     won = sum(ratio.low > 1 for ratio in ratios.values())
     lost = [f"{label} ({ratio.value:.2f})" for label, ratio in ratios.items() if ratio.high < 1]
     level = [f"{label} ({ratio.value:.2f})" for label, ratio in ratios.items() if ratio.low <= 1 <= ratio.high]
-    said = f"fastgraph is ahead of the best peer in {won} of {len(ratios)} cases"
-    said += f"; behind in {', '.join(lost)}" if lost else ""
-    return f"{said}{'; level, by the interval, in ' + ', '.join(level) if level else ''}."
+    sentence = f"fastgraph is ahead of the best peer in {won} of {len(ratios)} cases"
+    sentence += f"; behind in {', '.join(lost)}" if lost else ""
+    return f"{sentence}{'; level, by the interval, in ' + ', '.join(level) if level else ''}."
 
 
-def remarks(found: Sequence[Summary]) -> list[str]:
+def remarks(overview: Sequence[Summary]) -> list[str]:
     """What has to be known beside the figures."""
-    said = [verdict(found), "In brackets the 95 % interval over the rounds."]
-    if any(one.faults for one in found):
-        said.append(f"{MARK} {FAULTS}")
-    return [one for one in said if one]
+    sentences = [verdict(overview), "In brackets the 95 % interval over the rounds."]
+    if any(one.faults for one in overview):
+        sentences.append(f"{MARK} {FAULTS}")
+    return [one for one in sentences if one]
 
 
 def _summary(label: str, case: CaseReport) -> Summary:

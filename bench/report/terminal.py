@@ -33,12 +33,12 @@ def table(report: CaseReport, width: int = WIDE, plan: Plan = DEFAULT) -> Table:
     return lines
 
 
-def summary_table(found: Sequence[Summary], width: int = WIDE) -> Table:
+def summary_table(overview: Sequence[Summary], width: int = WIDE) -> Table:
     """The report at a glance, with a sentence."""
-    head, lines = glance(found)
+    head, lines = glance(overview)
     wide = width >= WIDE
     shown = [name for name in head if wide or name not in ("its median", "fastgraph", "x eager", "of limit")]
-    notes = remarks(found)[: None if wide else 2]  # the mark is at "x eager"
+    notes = remarks(overview)[: None if wide else 2]  # the mark is at "x eager"
     summary = _table("at a glance", shown, ("case", "best peer"), "\n".join(notes))
     for line in lines:
         figures = dict(zip(head, line, strict=True))
