@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastgraph.bench.backends import Setting
     from fastgraph.bench.cases import Case
-    from fastgraph.bench.measure import Plan
-    from fastgraph.bench.report import Report
+    from fastgraph.bench.plan import Plan
+    from fastgraph.bench.report.report import Report
 
 
 def run(
@@ -30,7 +30,7 @@ def run(
         cases: from ``bench.cases``; ``bench.cases.own(name, model, x)`` makes one of a module of your own.
         backends: names of ``bench.backends.BACKENDS``.
         settings: dtype, threads and device; by default fp32 on the CPU with PyTorch's number of threads.
-        plan: how long to measure; by default ``bench.measure.QUICK``.
+        plan: how long to measure; by default ``bench.plan.QUICK``.
         verbose: prints what is being done, and each case's table.
 
     Returns:
@@ -46,7 +46,7 @@ def run(
 
     from fastgraph.bench.backends import BACKENDS, Setting
     from fastgraph.bench.machine import machine
-    from fastgraph.bench.measure import QUICK
+    from fastgraph.bench.plan import QUICK
     from fastgraph.bench.runs import Run, installed, measure
 
     unknown = [name for name in backends if name not in BACKENDS]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastgraph.bench.backends import BACKENDS, DTYPES
-from fastgraph.bench.measure import MODES
-from fastgraph.bench.roofline import GPUS
+from fastgraph.bench.ceilings.roofline import GPUS
+from fastgraph.bench.plan import MODES
 from fastgraph.export.user_model import number, numbers, shape
 
 ALL = "all"  # the backends, at every batch size
@@ -44,13 +44,13 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The arguments of ``python -m bench``."""
-    made = Parser(
+    options = Parser(
         prog="python -m bench",
         description="Throughput of small models, backend by backend, each checked against float64 before it is timed.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = made.add_argument
+    add = options.add_argument
     add("--model", default="all", help="deep, net, all, or module:callable of your own (default: all)")
     add("--input-shape", type=shape, metavar="N,..", help="of your own model's input, the batch first")
     add("--batches", type=numbers, metavar="N,M", help="batch sizes (default: some for each model)")
@@ -61,34 +61,40 @@ def parser() -> Parser:
     add("--rounds", type=number, metavar="N", help="at most so many interleaved rounds a case")
     add("--budget", type=seconds, metavar="S", help="seconds of timing a case, as many rounds as fit, at least three")
     add("--mode", "--scenario", choices=MODES, default="rounds", help="see below (default: rounds)")
-    add("--rate", type=rate, metavar="R", help="queries a second that arrive in mode server")
+    add("--rate", type=above_zero, metavar="R", help="queries a second that arrive in mode server")
     add("--pause", type=pause, default=0.0, metavar="T", help="sleep before each call: 20us, 1.5ms, 1s")
     add("--processes", type=number, default=1, metavar="N", help="of each backend at once, on the same cores")
     add("--model-gpu", choices=tuple(GPUS), help="adds the floors that a model of this GPU gives")
     add("--quick", action="store_true", help="batch 1, four backends, short rounds: a look, not a result")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the report (default: out)")
-    return made
+    return options
 
 
 def compare_parser() -> Parser:
     """The arguments of ``python -m bench compare``."""
-    made = Parser(prog="python -m bench compare", description="Ratios of two reports, with their spread.")
-    made.add_argument("before", type=Path, metavar="A.json")
-    made.add_argument("after", type=Path, metavar="B.json")
-    made.add_argument("--backends", type=among(tuple(BACKENDS)), default=["fastgraph"], metavar="A,B")
-    made.add_argument("--absolute", action="store_true", help="times as they are, not relative to eager's in each run")
-    made.add_argument(
-        "--threshold", type=share, default=0.05, metavar="R", help="slower by more than this is a regression (0.05)"
+    options = Parser(prog="python -m bench compare", description="Ratios of two reports, with their spread.")
+    options.add_argument("before", type=Path, metavar="A.json")
+    options.add_argument("after", type=Path, metavar="B.json")
+    options.add_argument("--backends", type=among(tuple(BACKENDS)), default=["fastgraph"], metavar="A,B")
+    options.add_argument(
+        "--absolute", action="store_true", help="times as they are, not relative to eager's in each run"
     )
-    return made
+    options.add_argument(
+        "--threshold",
+        type=above_zero,
+        default=0.05,
+        metavar="R",
+        help="slower by more than this is a regression (0.05)",
+    )
+    return options
 
 
 def picture_parser() -> Parser:
     """The arguments of ``python -m bench picture``."""
-    made = Parser(prog="python -m bench picture", description="A report's plot at a glance as PNG, light and dark.")
-    made.add_argument("report", type=Path, metavar="REPORT.json")
-    made.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for both (default: out)")
-    return made
+    options = Parser(prog="python -m bench picture", description="A report's plot at a glance as PNG, light and dark.")
+    options.add_argument("report", type=Path, metavar="REPORT.json")
+    options.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for both (default: out)")
+    return options
 
 
 def seconds(text: str) -> float:
@@ -96,8 +102,8 @@ def seconds(text: str) -> float:
     return _above_zero(text, "a number of seconds above 0")
 
 
-def rate(text: str) -> float:
-    """Queries a second, above 0."""
+def above_zero(text: str) -> float:
+    """A rate, or a ratio."""
     return _above_zero(text, "a number above 0")
 
 
@@ -109,11 +115,6 @@ def pause(text: str) -> float:
     if parts is None or parts[2] not in UNITS_S:
         raise argparse.ArgumentTypeError(f"must be a time with its unit ({', '.join(UNITS_S)}); got {text!r}")
     return float(parts[1]) * UNITS_S[parts[2]]
-
-
-def share(text: str) -> float:
-    """A ratio above 0."""
-    return _above_zero(text, "a number above 0")
 
 
 def among(known: Sequence[str]) -> Callable[[str], list[str]]:

@@ -144,12 +144,12 @@ def informative_net(seed: int = 0) -> Net:
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        made = Net().eval()
-        for layer in (made.conv1, made.fc1, made.fc2):
+        model = Net().eval()
+        for layer in (model.conv1, model.fc1, model.fc2):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        made.fc2.weight.mul_(2)
-        made.fc2.bias.fill_(1)
-    return made
+        model.fc2.weight.mul_(2)
+        model.fc2.bias.fill_(1)
+    return model
 
 
 def variants(photo: Tensor, batch: int) -> Tensor:

@@ -42,11 +42,11 @@ def complaint(output: Tensor, dtype: str, truth: Reference, setting: Setting) ->
     allowed = {"float32", str(setting.torch_dtype).removeprefix("torch.")}
     if dtype not in allowed or output.shape != truth.output.shape:
         return f"gives {dtype} {list(output.shape)}, where float32 {list(truth.output.shape)} is needed"
-    found = error(output, truth.output)
-    if not math.isfinite(found):
+    distance = error(output, truth.output)
+    if not math.isfinite(distance):
         return "gives NaN or infinity where the reference is finite"
-    if found > truth.tolerance:
-        return f"its error {found:.1e} is over the tolerance {truth.tolerance:.1e}"
+    if distance > truth.tolerance:
+        return f"its error {distance:.1e} is over the tolerance {truth.tolerance:.1e}"
     return None
 
 

@@ -13,19 +13,23 @@ from tempfile import TemporaryFile, mkdtemp
 import torch
 from rich.console import Console
 
-from fastgraph.bench import arguments, cases, compare, perf, picture
+from fastgraph.bench import arguments, cases
 from fastgraph.bench.arguments import ALL
-from fastgraph.bench.backends import BACKENDS, OURS, Setting
+from fastgraph.bench.backends import BACKENDS, OURS_NAME, Setting
 from fastgraph.bench.cases import Case
-from fastgraph.bench.html import page
 from fastgraph.bench.machine import machine, machine_lines
-from fastgraph.bench.markdown import markdown
-from fastgraph.bench.measure import CALLS_FOR_P99, DEFAULT, MLPERF_QUERIES, QUICK, Plan
-from fastgraph.bench.report import Report, ReportError
+from fastgraph.bench.perf import cli as perf
+from fastgraph.bench.plan import DEFAULT, MLPERF_QUERIES, QUICK, Plan
+from fastgraph.bench.report.compare import compare
+from fastgraph.bench.report.device_comparison import device_comparison
+from fastgraph.bench.report.markdown import markdown
+from fastgraph.bench.report.page import page
+from fastgraph.bench.report.picture import draw
+from fastgraph.bench.report.report import Report, ReportError
+from fastgraph.bench.report.summary import summaries
+from fastgraph.bench.report.terminal import comparison_table, device_table, modelled_table, summary_table
 from fastgraph.bench.runs import Run, installed, measure
-from fastgraph.bench.sides import side_by_side, sides_table
-from fastgraph.bench.summary import summaries
-from fastgraph.bench.table import modelled_table, summary_table
+from fastgraph.bench.timing import CALLS_FOR_P99
 from fastgraph.bench.user_model import UsageError, user_cases
 from fastgraph.data import digits, photograph
 from fastgraph.export.user_model import asked_for
@@ -39,8 +43,6 @@ SERVER_S = 10.0  # of queries for a backend at most, unless --budget says otherw
 SERVER_ROUNDS = 5  # long ones: a queue needs time to grow
 AT_ONCE = Plan(rounds=9, block_s=0.2, warm_up_s=0.5, case_s=20.0)
 QUICK_BACKENDS = ("eager", "compile", "onnxruntime", "fastgraph")
-# Compiling for a batch size takes it 10 to 20 s of processor time, as much as all other backends together.
-SLOW_TO_COMPILE = "compile-max"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--backends: none of them is installed: {'; '.join(absent)}")
     except (ImportError, ValueError, UsageError) as error:
         parser.error(str(error))
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+    console = _console()
     about = machine()
     for line in machine_lines(about):
         console.print(line, soft_wrap=True)
@@ -84,14 +86,14 @@ def main(argv: Sequence[str]) -> int:
     left_out = chosen_left_out(given, chosen)
     run = Run(tuple(chosen), backends, settings, plan, command, given.model_gpu, left_out, absent)
     report = measure(run, about, console)
-    if found := summaries(report.cases):
-        console.print(summary_table(found, console.width))
-    if sides := side_by_side(report.cases):
-        console.print(sides_table(sides))
+    if overview := summaries(report.cases):
+        console.print(summary_table(overview, console.width))
+    if devices := device_comparison(report.cases):
+        console.print(device_table(devices))
     if report.modelled:
         console.print(modelled_table(report.modelled))
     save(report, out, console)
-    ours = [row for case in report.cases for row in case.rows if row.backend == BACKENDS[OURS].name]
+    ours = [row for case in report.cases for row in case.rows if row.backend == OURS_NAME]
     return 1 if any(row.status in ("wrong", "failed") for row in ours) else 0
 
 
@@ -122,7 +124,8 @@ def chosen_left_out(given: argparse.Namespace, chosen: Sequence[Case]) -> dict[s
         return {}
     first = {case.model: case for case in reversed(chosen)}
     reason = f"compiled for the first batch size alone to save time; --backends {ALL} has it at every one"
-    return {case.name: {SLOW_TO_COMPILE: reason} for case in chosen if case is not first[case.model]}
+    slow = {name: reason for name, backend in BACKENDS.items() if backend.slow_to_compile}
+    return {case.name: slow for case in chosen if case is not first[case.model]}
 
 
 def chosen_settings(given: argparse.Namespace) -> list[Setting]:
@@ -135,15 +138,15 @@ def chosen_settings(given: argparse.Namespace) -> list[Setting]:
         cuda = False
     if given.device == "cuda" and not cuda:
         raise UsageError("--device cuda: there is no CUDA device here; allowed: auto, cpu")
-    found = []
+    chosen = []
     for dtype in given.dtype:
         if given.device != "cuda":
-            found.append(Setting(dtype, threads))
+            chosen.append(Setting(dtype, threads))
         if given.device == "cuda" or (given.device == "auto" and cuda):
             on_cuda = Setting(dtype, threads, "cuda")
             graph, cold = replace(on_cuda, launch="graph"), replace(on_cuda, cache="cold")
-            found += [on_cuda, replace(on_cuda, copies=True), graph, cold]
-    return found
+            chosen += [on_cuda, replace(on_cuda, copies=True), graph, cold]
+    return chosen
 
 
 def chosen_plan(given: argparse.Namespace) -> Plan:
@@ -187,14 +190,13 @@ def compare_reports(argv: Sequence[str]) -> int:
     except ReportError as error:
         parser.error(str(error))
     try:
-        found = compare.compare(before, after, given.backends, given.threshold, given.absolute)
+        comparisons = compare(before, after, given.backends, given.threshold, given.absolute)
     except ValueError as error:
         parser.error(str(error))
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
-    if not found:
+    if not comparisons:
         parser.error(f"{given.before}: has no speed of {', '.join(given.backends)}: there is nothing to compare")
-    console.print(compare.table(found))
-    return 1 if any(one.regression for one in found) else 0
+    _console().print(comparison_table(comparisons))
+    return 1 if any(one.regression for one in comparisons) else 0
 
 
 def draw_picture(argv: Sequence[str]) -> int:
@@ -202,7 +204,7 @@ def draw_picture(argv: Sequence[str]) -> int:
     parser = arguments.picture_parser()
     given = parser.parse_args(argv)
     try:
-        written = picture.draw(Report.load(given.report), given.out)
+        written = draw(Report.load(given.report), given.out)
     except (ReportError, ImportError, RuntimeError, OSError) as error:
         parser.error(str(error).strip().splitlines()[0])
     print(f"written: {', '.join(map(str, written))}")
@@ -224,6 +226,11 @@ def save(report: Report, out: Path, console: Console) -> None:
         _write(written, out)
         raise SystemExit(2) from error
     console.print(f"report: {', '.join(str(out / name) for name in written)}; again: {report.command}", soft_wrap=True)
+
+
+def _console() -> Console:
+    """Where tables are printed: as wide as the terminal, or as they are wide where there is none."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
 
 
 def _write(texts: dict[str, str], out: Path) -> None:

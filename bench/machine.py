@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import fastgraph
-from fastgraph.bench.ceilings import cache_bytes
+from fastgraph.bench.ceilings.caches import cache_bytes
 
 PACKAGES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout, through the link fastgraph/bench
@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {"fastgraph": fastgraph.__version__}
-        | {name: found for name in PACKAGES if (found := _version(name))},
+        | {name: release for name in PACKAGES if (release := _version(name))},
         "commit": _commit(),
     }
 
@@ -68,9 +68,9 @@ def _commit(root: Path = ROOT) -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        said = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=root, capture_output=True, text=True
         )
     except OSError:
         return None
-    return said.stdout.strip() or None
+    return described.stdout.strip() or None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgraph.bench.measure import Timing
+from fastgraph.bench.timing import Timing
 
 RESAMPLES = 4000
 INTERVAL = (2.5, 97.5)  # percent: the interval's ends

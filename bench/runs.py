@@ -14,20 +14,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from fastgraph.bench import roofline
 from fastgraph.bench.backends import BACKENDS, Setting
 from fastgraph.bench.cases import Case
-from fastgraph.bench.measure import Plan
-from fastgraph.bench.report import Report
-from fastgraph.bench.session import CaseReport, CeilingBlocks, session
-from fastgraph.bench.table import table
+from fastgraph.bench.ceilings.measured import ceilings_of
+from fastgraph.bench.ceilings.roofline import floors
+from fastgraph.bench.plan import Plan
+from fastgraph.bench.report.report import Report
+from fastgraph.bench.report.terminal import table
+from fastgraph.bench.results import CaseReport
+from fastgraph.bench.session import session
 
 WHOLE_RUN_S = 3600.0  # the time that is left follows from all that has been done
-
-
-def ceilings(setting: Setting) -> CeilingBlocks:
-    """What limits a case of this setting; the dot product in bf16 limits nothing else."""
-    return CeilingBlocks(("fma", *(["bf16"] if setting.dtype == "bf16" else []), "L2", "L3", "memory", "launch"))
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,8 @@ class Run:
 def installed(backends: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """Those of the backends (option names) that can be imported here, and a sentence for each of the others."""
     missing = {name: BACKENDS[name].missing() for name in backends}
-    here = [name for name, said in missing.items() if said is None]
-    return here, tuple(said for said in missing.values() if said is not None)
+    here = [name for name, reason in missing.items() if reason is None]
+    return here, tuple(reason for reason in missing.values() if reason is not None)
 
 
 def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
@@ -65,7 +62,7 @@ def measure(run: Run, about: dict[str, Any], console: Console) -> Report:
                 with session(run.backends, setting, run.plan.processes) as running:
                     for case in run.cases:
                         out = run.left_out.get(case.name, {})
-                        done.append(running.run(case, run.plan, ceilings(setting), progress=tell, left_out=out))
+                        done.append(running.run(case, run.plan, ceilings_of(setting), progress=tell, left_out=out))
                         tell.advance()
                         console.print(table(done[-1], console.width, run.plan))
     except KeyboardInterrupt:
@@ -79,15 +76,15 @@ def _modelled(run: Run) -> tuple[dict[str, Any], ...]:
     """The modelled floors on the GPU that was named."""
     if run.model_gpu is None:
         return ()
-    found = []
+    modelled = []
     for dtype in dict.fromkeys(setting.dtype for setting in run.settings):
         for case in run.cases:
-            found += [asdict(one) for one in roofline.floors(case.name, case.build(), run.model_gpu, dtype)]
-    return tuple(found)
+            modelled += [asdict(one) for one in floors(case.name, case.build(), run.model_gpu, dtype)]
+    return tuple(modelled)
 
 
-class Tell:
-    """Tells what is being done: a bar with the time that is left on a terminal, otherwise a line for each thing."""
+class ProgressReport:
+    """Says what is being done: a bar with the time that is left on a terminal, otherwise a line for each thing."""
 
     def __init__(self, console: Console, total: int, bar: Progress | None) -> None:
         self._console, self._bar = console, bar
@@ -95,7 +92,7 @@ class Tell:
         self._cases, self._said = 0, ""
 
     def __call__(self, text: str, share: float) -> None:
-        """Tells that ``text`` is being done, and which share of the case has been, 0..1."""
+        """Says that ``text`` is being done, and which share of the case has been, 0..1."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=text, completed=self._cases + share)
         elif text != self._said:
@@ -110,15 +107,15 @@ class Tell:
 
 
 @contextmanager
-def _progress(console: Console, total: int) -> Iterator[Tell]:
+def _progress(console: Console, total: int) -> Iterator[ProgressReport]:
     """The progress bar, where there is a terminal for it."""
     if not console.is_terminal:
-        yield Tell(console, total, None)
+        yield ProgressReport(console, total, None)
         return
     text = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = (text, BarColumn(20), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, speed_estimate_period=WHOLE_RUN_S) as bar:
-        yield Tell(console, total, bar)
+        yield ProgressReport(console, total, bar)
 
 
 @contextmanager

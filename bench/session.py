@@ -8,126 +8,66 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
 import torch
 
 from fastgraph.bench.backends import BACKENDS, BASELINE, Backend, Setting
-from fastgraph.bench.blocks import BLOCK_LIMIT_S, Block, samples_per_s, timer
 from fastgraph.bench.cases import Case
-from fastgraph.bench.ceilings import MIB, Ceilings, cache_bytes
+from fastgraph.bench.ceilings.caches import capacities
+from fastgraph.bench.ceilings.limit import limit
+from fastgraph.bench.ceilings.measured import CeilingBlocks, MeasuredCeilings
+from fastgraph.bench.ceilings.work import Work, work_of
 from fastgraph.bench.check import Reference, complaint, mean_error, reference
-from fastgraph.bench.contestant import Contestant, Ready, Usage
-from fastgraph.bench.crew import Worker, WorkerFailed
-from fastgraph.bench.limits import Limit, limit
-from fastgraph.bench.measure import (
-    MIN_ROUNDS,
-    Plan,
-    Timing,
-    affordable_rounds,
-    interleave,
-    summarize,
-)
-from fastgraph.bench.measure import WarmUp as Warm
-from fastgraph.bench.neighbours import processors
-from fastgraph.bench.nursery import Nursery
-from fastgraph.bench.ratio import Ratio, speed_ratio
-from fastgraph.bench.work import Work, work_of
+from fastgraph.bench.plan import MIN_ROUNDS, Plan, affordable_rounds
+from fastgraph.bench.process.fork_server import ForkServer
+from fastgraph.bench.process.host_load import processors
+from fastgraph.bench.process.rounds import BLOCK_LIMIT_S, Block, interleave, timer
+from fastgraph.bench.process.runner import Ready, Runner
+from fastgraph.bench.process.timer import WarmUp
+from fastgraph.bench.process.workers import Worker, WorkerFailed
+from fastgraph.bench.ratio import speed_ratio
+from fastgraph.bench.results import CaseReport, Row
+from fastgraph.bench.timing import samples_per_s, summarize
 from fastgraph.verify import error
 
+PRELOAD = (
+    "fastgraph.bench.process.runner",
+    "fastgraph.bench.ceilings.measured",
+    "fastgraph.module",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torchvision.transforms",
+)
+"""What workers need, imported once by the process that they are forked from."""
 PREPARE_LIMIT_S = 300.0  # max-autotune on two cores takes up to a minute
 PREPARING = 0.6  # of a case's time, about: compilers and all
 Progress = Callable[[str, float], None]
 """What is being done, and the share of the case that is done, 0..1."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One backend in one case. ``status`` is "ok", "wrong", "failed", "not possible", "left out" or
-    "overloaded" (queries came faster than it answers).
-
-    Times are in seconds. ``reason`` says why there is no timing; ``where`` names the device and the provider or
-    instruction set that really ran. ``prepare_s`` is None where an earlier batch size's preparation serves.
-    ``peak_bytes`` is by how much the process had grown at most while it was timed. ``samples_per_s`` is None where
-    calls are not made as fast as possible. ``ratio_to_peer``: to the fastest that is not ours.
-    """
-
-    backend: str
-    status: str
-    reason: str | None = None
-    where: str | None = None
-    prepare_s: float | None = None
-    first_call_s: float | None = None
-    max_error: float | None = None
-    mean_error: float | None = None
-    accuracy: float | None = None
-    warmed_up: bool | None = None
-    peak_bytes: int | None = None
-    timing: Timing | None = None
-    samples_per_s: float | None = None
-    ratio_to_eager: Ratio | None = None
-    ratio_to_peer: Ratio | None = None
-    usage: Usage | None = None
-    limit: Limit | None = None
-
-
-@dataclass(frozen=True)
-class CaseReport:
-    """All backends on one case, what they were checked against, and the ceilings measured in the same rounds.
-
-    ``others`` is the share of the processors, 0..1, that other processes took during the rounds; None if unknown.
-    """
-
-    case: str
-    model: str
-    batch: int
-    input_shape: tuple[int, ...]
-    setting: Setting
-    eager_error: float
-    tolerance: float
-    work: Work | None
-    rows: tuple[Row, ...]
-    ceilings: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    others: float | None = None
-
-    def row(self, backend: str) -> Row | None:
-        """The backend's row, by its name in the report."""
-        return next((row for row in self.rows if row.backend == backend), None)
-
-
-@dataclass(frozen=True)
-class CeilingBlocks:
-    """Which ceilings to measure in every round, and for how many seconds each."""
-
-    names: tuple[str, ...]
-    seconds: float = 0.02
-
-
 class Session:
-    """The workers of one setting: one a backend, with ``processes - 1`` fellows, and one for the ceilings."""
+    """The workers of one setting: one a backend, ``processes - 1`` more beside it, and one for the ceilings."""
 
     def __init__(
         self, backends: Mapping[str, type[Backend]], setting: Setting, stack: ExitStack, processes: int = 1
     ) -> None:
         self.setting, self.backends, self._stack = setting, backends, stack
         self._refusals = {name: one().refusal(setting) for name, one in backends.items()}
-        self._nursery = Nursery(setting.threads)
-        stack.callback(self._nursery.close)
+        self._fork_server = ForkServer(setting.threads, PRELOAD)
+        stack.callback(self._fork_server.close)
         self._workers = {
-            name: self._start(Contestant, one, setting)
-            for name, one in backends.items()
-            if self._refusals[name] is None
+            name: self._start(Runner, one, setting) for name, one in backends.items() if self._refusals[name] is None
         }
-        self._fellows = {
-            name: [self._start(Contestant, backends[name], setting) for _ in range(processes - 1)]
-            for name in self._workers
+        self._beside = {
+            name: [self._start(Runner, backends[name], setting) for _ in range(processes - 1)] for name in self._workers
         }
         self._ceilings: Worker | None = None  # started when ceilings are first asked for
 
     def _start(self, make: Callable[..., object], *arguments: object) -> Worker:
-        worker = Worker(self._nursery, make, *arguments)
+        worker = Worker(self._fork_server, make, *arguments)
         self._stack.callback(worker.close)
         return worker
 
@@ -156,20 +96,21 @@ class Session:
             progress(f"{case.name}: {name}", PREPARING * turn / len(self.backends))
             rows[name] = self._prepared(name, case, truth)
         ready = [name for name, row in rows.items() if row.status == "ok"]
-        warm: dict[str, Warm] = {}
+        warm: dict[str, WarmUp] = {}
         for name in ready:
             try:
-                for worker in (*self._fellows[name], self._workers[name]):
+                for worker in (*self._beside[name], self._workers[name]):
                     warm[name] = worker.ask("warm_up", plan, limit_s=BLOCK_LIMIT_S + 20 * plan.warm_up_s)
             except WorkerFailed as failure:
                 rows[name] = replace(rows[name], status="failed", reason=str(failure))
         in_rounds = lambda share: progress(f"{case.name}: rounds", PREPARING + (1 - PREPARING) * share)  # noqa: E731
         before = processors(self._pids())
-        found = self._rounds(rows, warm, plan, ceilings, work.weight_bytes if work else 0, contender_ratio, in_rounds)
+        weight_bytes = work.weight_bytes if work else 0
+        blocks, rates = self._rounds(rows, warm, plan, ceilings, weight_bytes, contender_ratio, in_rounds)
         after = processors(self._pids())
-        self._add_timings(rows, warm, found[0], case.batch, plan)
+        self._add_timings(rows, warm, blocks, case.batch, plan)
         if work is not None:
-            self._add_limits(rows, work, found[1])
+            self._add_limits(rows, work, rates)
         return CaseReport(
             case=case.name,
             model=case.model,
@@ -180,14 +121,14 @@ class Session:
             tolerance=truth.tolerance,
             work=work,
             rows=tuple(rows.values()),
-            ceilings=found[1],
+            ceilings=rates,
             others=after.others_since(before) if before and after else None,
         )
 
     def _pids(self) -> list[int]:
         """The processes of this session."""
-        fellows = [worker for workers in self._fellows.values() for worker in workers]
-        workers = [*self._workers.values(), *fellows, *([self._ceilings] if self._ceilings else [])]
+        beside = [worker for workers in self._beside.values() for worker in workers]
+        workers = [*self._workers.values(), *beside, *([self._ceilings] if self._ceilings else [])]
         return [os.getpid(), *(worker.pid for worker in workers if worker.pid is not None)]
 
     def call(self, name: str, method: str, *arguments: object) -> object:
@@ -201,8 +142,8 @@ class Session:
             return replace(row, status="not possible", reason=self._refusals[name])
         worker = self._workers[name]
         try:
-            for fellow in self._fellows[name]:
-                fellow.ask("prepare", case, limit_s=PREPARE_LIMIT_S)
+            for other in self._beside[name]:
+                other.ask("prepare", case, limit_s=PREPARE_LIMIT_S)
             ready: Ready = worker.ask("prepare", case, limit_s=PREPARE_LIMIT_S)
             row = replace(row, where=ready.where, prepare_s=ready.prepare_s, first_call_s=ready.first_call_s)
             output = torch.from_numpy(ready.output)
@@ -218,7 +159,7 @@ class Session:
     def _rounds(
         self,
         rows: dict[str, Row],
-        warm: Mapping[str, Warm],
+        warm: Mapping[str, WarmUp],
         plan: Plan,
         ceilings: CeilingBlocks | None,
         weight_bytes: int,
@@ -235,7 +176,7 @@ class Session:
         others_s = len(ceilings.names) * ceilings.seconds if ceilings else 0.0
         rounds = affordable_rounds(plan, [one.call_s for name, one in warm.items() if name not in short], others_s)
         timers = {
-            name: timer([self._workers[name], *self._fellows[name]], plan, one.call_s, rounds)
+            name: timer([self._workers[name], *self._beside[name]], plan, one.call_s, rounds)
             for name, one in warm.items()
         }
 
@@ -263,7 +204,7 @@ class Session:
     ) -> Callable[[int], None]:
         """What adds one round's ceilings to ``rates``."""
         if self._ceilings is None:
-            self._ceilings = self._start(Ceilings, self.setting.threads)
+            self._ceilings = self._start(MeasuredCeilings, self.setting.threads)
         worker = self._ceilings
 
         def one_ceiling(turn: int) -> None:
@@ -276,7 +217,12 @@ class Session:
         return one_ceiling
 
     def _add_timings(
-        self, rows: dict[str, Row], warm: Mapping[str, Warm], samples: Mapping[str, list[Block]], batch: int, plan: Plan
+        self,
+        rows: dict[str, Row],
+        warm: Mapping[str, WarmUp],
+        samples: Mapping[str, list[Block]],
+        batch: int,
+        plan: Plan,
     ) -> None:
         """Puts statistics into the rows of the backends that came through."""
         timings = {
@@ -284,7 +230,7 @@ class Session:
             for name, blocks in samples.items()
             if blocks and rows[name].status == "ok"
         }
-        peers = {name: timing for name, timing in timings.items() if not self.backends[name].ours}
+        peers = {name: timing for name, timing in timings.items() if not self.backends[name].is_ours}
         baseline = timings.get(BASELINE)
         best = max(peers.values(), key=lambda timing: timing.calls_per_s) if peers else None
         for name, timing in timings.items():
@@ -306,10 +252,7 @@ class Session:
 
     def _add_limits(self, rows: dict[str, Row], work: Work, ceilings: Mapping[str, tuple[float, ...]]) -> None:
         """Puts into the rows how far they are from the machine's limit."""
-        caches = {
-            "L2": self.setting.threads * cache_bytes(2, MIB),
-            "L3": cache_bytes(3, 32 * MIB),
-        }
+        caches = capacities(self.setting.threads)
         for name, row in rows.items():
             if row.timing is not None and ceilings:
                 rows[name] = replace(row, limit=limit(row.timing.round_costs_s, work, ceilings, caches))

@@ -1,6 +1,7 @@
 """An object for a worker process that imports nothing heavy."""
 
 import os
+import sys
 import threading
 
 
@@ -16,3 +17,6 @@ class Busy:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def imported(self) -> set[str]:
+        return set(sys.modules)

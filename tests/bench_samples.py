@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from fastgraph.bench.backends import Backend, Setting
 from fastgraph.bench.cases import Built, Case
-from fastgraph.bench.contestant import Usage
-from fastgraph.bench.limits import Limit
-from fastgraph.bench.measure import Plan, Timing
+from fastgraph.bench.ceilings.limit import Limit
+from fastgraph.bench.ceilings.work import Work
+from fastgraph.bench.plan import Plan
 from fastgraph.bench.ratio import speed_ratio
-from fastgraph.bench.report import Report
-from fastgraph.bench.session import CaseReport, Row
-from fastgraph.bench.work import Work
+from fastgraph.bench.report.report import Report
+from fastgraph.bench.results import CaseReport, Row
+from fastgraph.bench.timing import Timing, Usage
 
 FAST = Plan(rounds=3, block_s=0.001, warm_up_s=0.01, case_s=1.0)
 

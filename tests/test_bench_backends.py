@@ -75,3 +75,29 @@ def test_fastgraph_in_bf16_gives_what_was_given(built: Built) -> None:
         output = backend.run(built.x)
     assert output.dtype == torch.float32
     assert complaint(output, "float32", reference(built, setting), setting) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "freezing"),
+    [
+        ("compile", {}, False),
+        ("compile-max", {"mode": "max-autotune"}, True),
+        ("fastgraph-compile", {"backend": "fastgraph"}, False),
+    ],
+)
+def test_compilers_get_their_options(
+    name: str, options: dict[str, str], freezing: bool, built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._inductor.config as inductor
+
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: given.append(options))
+    inductor.freezing = False
+    BACKENDS[name]().prepare(built.model, built.x, Setting())
+    assert given == [options]
+    assert inductor.freezing is freezing
+
+
+def test_what_runs_our_kernels_says_so() -> None:
+    ours = [name for name, one in BACKENDS.items() if one.is_ours]
+    assert ours == ["fastgraph", "fastgraph-inductor", "fastgraph-compile"]

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastgraph.bench import cases, targets
+from fastgraph.bench import cases
 from fastgraph.bench.cases import informative_net, variants
+from fastgraph.bench.perf import targets
+from fastgraph.bench.perf.target import Target
 from fastgraph.bench.user_model import UsageError, load, user_cases
 from fastgraph.data import digits, photograph
 
@@ -68,7 +70,7 @@ OTHERS = [target for target in targets.targets("fp32") if target.group in ("chai
 
 
 @pytest.mark.parametrize("target", OTHERS, ids=lambda target: target.case.name)
-def test_other_shapes_have_outputs_that_differ(target: targets.Target) -> None:
+def test_other_shapes_have_outputs_that_differ(target: Target) -> None:
     built = target.case.build()
     with torch.inference_mode():
         y = built.model(built.x)
@@ -83,7 +85,7 @@ def test_targets_are_those_that_were_set() -> None:
     assert (by_name["DeepLearningModel, batch 1"].ratio, by_name["DeepLearningModel, batch 1"].share) == (1.6, 0.8)
     assert (by_name["Net, batch 4"].ratio, by_name["Net, batch 4"].share) == (2.2, 0.8)
     assert by_name["DeepLearningModel, batch 8192"].ratio == 1.05
-    assert all(target.ratio == 1.1 and target.neighbour for target in fp32 if target.group in ("chains", "convs"))
+    assert all(target.ratio == 1.1 and target.whole_tiles for target in fp32 if target.group in ("chains", "convs"))
     assert {target.case.batch: target.fp32_ratio for target in bf16 if target.group == "deep"} == {
         **dict.fromkeys((2, 4, 8, 16, 32, 64), None),
         1: 1.5,

@@ -1,4 +1,4 @@
-"""The command line: one real run from end to end, what it refuses, what it keeps, and the library's own door."""
+"""The command line: one real run from end to end, what it refuses, what it keeps, and the library's own function."""
 
 import io
 import json
@@ -20,13 +20,16 @@ from rich.console import Console
 from fastgraph import bench
 from fastgraph.bench import arguments, cases, cli, runs
 from fastgraph.bench.backends import BACKENDS, Setting
-from fastgraph.bench.measure import CALLS_FOR_P99, MLPERF_QUERIES, affordable_rounds
-from fastgraph.bench.report import Report
-from fastgraph.bench.session import CaseReport, Progress, Session
+from fastgraph.bench.ceilings.measured import ceilings_of
+from fastgraph.bench.plan import MLPERF_QUERIES, affordable_rounds
+from fastgraph.bench.report.report import Report
+from fastgraph.bench.results import CaseReport
+from fastgraph.bench.session import Progress, Session
+from fastgraph.bench.timing import CALLS_FOR_P99
 from tests.bench_samples import FAST, MACHINE, case_report, report
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = json.loads(files("fastgraph.bench").joinpath("report.schema.json").read_text())
+SCHEMA = json.loads(files("fastgraph.bench.report").joinpath("report.schema.json").read_text())
 
 
 @pytest.fixture
@@ -199,7 +202,7 @@ def test_progress_leaves_no_half_drawn_bar(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_progress_goes_on_within_a_case() -> None:
     bar = rich.progress.Progress(console=Console(file=io.StringIO()))
-    tell = runs.Tell(Console(file=io.StringIO()), 4, bar)
+    tell = runs.ProgressReport(Console(file=io.StringIO()), 4, bar)
     completed = []
     for share in (0.25, 0.75):
         tell("something", share)
@@ -363,7 +366,7 @@ def test_wrong_instruction_set_ends_with_one_line() -> None:
 
 @pytest.mark.parametrize(("dtype", "counts"), [("fp32", False), ("bf16", True)])
 def test_the_dot_product_limits_bf16_alone(dtype: str, counts: bool) -> None:
-    names = runs.ceilings(Setting(dtype, 2)).names
+    names = ceilings_of(Setting(dtype, 2)).names
     assert ("bf16" in names) is counts
     assert {"fma", "L2", "L3", "memory", "launch"} <= set(names)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fastgraph.bench.backends import Setting
-from fastgraph.bench.compare import compare, ratio_interval
-from fastgraph.bench.measure import Plan
-from fastgraph.bench.report import Report
+from fastgraph.bench.plan import Plan
+from fastgraph.bench.report.compare import compare, ratio_interval
+from fastgraph.bench.report.report import Report
 from fastgraph.bench.session import Session
 from tests.bench_samples import Paced, PacedSlower, case_report, report, small_case
 
@@ -19,7 +19,7 @@ def noisy(seed: int, factor: float = 1.0, machine: float = 1.0) -> Report:
     generator = np.random.default_rng(seed)
     cases = []
     for case in report().cases:
-        swing = machine * generator.normal(1, 0.2, 9).clip(0.5)  # the neighbours, from round to round
+        swing = machine * generator.normal(1, 0.2, 9).clip(0.5)  # other processes, from round to round
         rows = []
         for row in case.rows:
             if row.timing is not None:
@@ -46,7 +46,7 @@ def test_a_slow_down_of_a_fifth_is_found(seed: int) -> None:
     assert all(one.low is not None and one.ratio is not None and one.low < one.ratio for one in found)
 
 
-def test_what_neighbours_may_have_taken_is_no_regression() -> None:
+def test_what_other_processes_may_have_taken_is_no_regression() -> None:
     """All rounds of the second run are slower by a quarter, and others had a third of the processors."""
     before, after = case_report(16, 2e-5), case_report(16, 2.5e-5)
     (quiet,) = compare(report(before), report(after), ["fastgraph"], threshold=0.05)

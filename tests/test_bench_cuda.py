@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastgraph.bench import cases, cuda
+from fastgraph.bench import cases
 from fastgraph.bench.backends import BACKENDS, Setting
 from fastgraph.bench.backends.onnxruntime_plain import OnnxruntimePlain, cuda_options
-from fastgraph.bench.measure import QUICK
+from fastgraph.bench.plan import QUICK
+from fastgraph.bench.process import cuda
 from fastgraph.bench.session import session
 
 

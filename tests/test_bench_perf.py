@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgraph.bench import extras, perf, targets
-from fastgraph.bench.backends import Setting
-from fastgraph.bench.measure import Plan
-from fastgraph.bench.perf_result import against_target
-from fastgraph.bench.session import CaseReport, Row, Session
+from fastgraph.bench.backends import BACKENDS, Setting
+from fastgraph.bench.perf import cli, targets
+from fastgraph.bench.perf.optimize_cost import OptimizeTimer
+from fastgraph.bench.perf.result import Sessions, against_target
+from fastgraph.bench.perf.tail import Tail
+from fastgraph.bench.plan import Plan
+from fastgraph.bench.results import CaseReport, Row
+from fastgraph.bench.session import Session
 from tests.bench_samples import case_report, timing
 
 
@@ -40,7 +43,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[int, CaseReport]:
 
 def lines(tmp_path: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     options = ["--peers", "onnxruntime", "--threads", "2", "--dtype", "fp32", "--out", str(tmp_path)]
-    assert perf.main([*argv, *options]) == 0
+    assert cli.main([*argv, *options]) == 0
     return capsys.readouterr().out
 
 
@@ -87,8 +90,9 @@ def test_bf16_is_held_against_our_fp32(measured: dict[int, CaseReport]) -> None:
     rows = (*made.rows, Row("fastgraph fp32", "ok", timing=timing(3e-5)))
     measured[128] = replace(made, rows=rows)
     (target,) = targets.choose(["deep:128"], "bf16")
-    session = Session({}, Setting("bf16", 2), None)  # type: ignore[arg-type]
-    result = against_target(session, None, target, Plan(3, 0.01, 0.1, 1))
+    setting = Setting("bf16", 2)
+    session = Session(cli._backends(["onnxruntime"], setting), setting, None)  # type: ignore[arg-type]
+    result = against_target(Sessions(session), target, Plan(3, 0.01, 0.1, 1))
     assert (result.fp32_ratio, result.fp32_ratio_target) == (pytest.approx(1.5), 1.7)
     assert result.best_peer == "onnxruntime"  # ours in fp32 is no peer
     assert result.short == ("ratio to fp32",)
@@ -100,16 +104,16 @@ def test_ours_without_a_speed_is_short(measured: dict[int, CaseReport]) -> None:
     measured[128] = replace(made, rows=rows)
     (target,) = targets.choose(["deep:128"], "fp32")
     session = Session({}, Setting("fp32", 2), None)  # type: ignore[arg-type]
-    assert against_target(session, None, target, Plan(3, 0.01, 0.1, 1)).short == ("wrong: its error",)
+    assert against_target(Sessions(session), target, Plan(3, 0.01, 0.1, 1)).short == ("wrong: its error",)
 
 
 def test_tail_is_the_ratio_of_the_99th_percentiles() -> None:
-    assert extras.Tail("x", 100, 1e-5, 2e-5, 1e-5, 5e-5).ratio == pytest.approx(2.5)
+    assert Tail("x", 100, 1e-5, 2e-5, 1e-5, 5e-5).ratio == pytest.approx(2.5)
 
 
 def test_cost_of_optimize_is_measured() -> None:
     (case,) = targets.choose(["deep:1"], "fp32")
-    cost = extras.OptimizeTimer().measure(case.case)
+    cost = OptimizeTimer().measure(case.case)
     assert 1e-4 < cost.optimize_s < 10
     assert cost.packing_bytes_per_s > 1e6
     assert 1.0 <= cost.packed_ratio < 1.2
@@ -118,10 +122,28 @@ def test_cost_of_optimize_is_measured() -> None:
 def test_small_nets_are_measured_against_eager_alone() -> None:
     chosen = targets.choose(["nets"], "fp32")
     assert {target.case.batch for target in chosen} == {1, 64}
-    ((peers, group),) = perf._groups(chosen, None, Setting("fp32", 1))
+    ((peers, group),) = cli._groups(chosen, None)
     assert (peers, group) == (("eager",), chosen)
     for target in targets.choose(["nets:1"], "fp32"):
         assert target.ratio == 1.0
         built = target.case.build()
         with torch.no_grad():
             assert built.model(built.x).isfinite().all()
+
+
+def test_what_runs_our_kernels_is_no_peer_whatever_its_name(measured: dict[int, CaseReport]) -> None:
+    made = with_peer(128, 4e-5, 2e-5)
+    compiled = BACKENDS["fastgraph-compile"]
+    measured[128] = replace(made, rows=(*made.rows, Row(compiled.name, "ok", timing=timing(1e-5))))
+    (target,) = targets.choose(["deep:128"], "fp32")
+    backends = {name: BACKENDS[name] for name in ("onnxruntime", "fastgraph-compile", "fastgraph")}
+    session = Session(backends, Setting("fp32", 2), None)  # type: ignore[arg-type]
+    assert against_target(Sessions(session), target, Plan(3, 0.01, 0.1, 1)).best_peer == "onnxruntime"
+
+
+def test_options_change_a_targets_own_plan() -> None:
+    parse = cli._parser().parse_args
+    (target,) = targets.choose(["deep:128"], "fp32")
+    assert cli._plan(parse([]), target.plan) == Plan(rounds=11, block_s=0.04, warm_up_s=0.5, case_s=3.0)
+    assert cli._plan(parse(["--budget", "9", "--rounds", "5"]), target.plan) == replace(target.plan, rounds=5, case_s=9)
+    assert cli._plan(parse(["--quick", "--block", "0.5"]), target.plan) == replace(cli.QUICK, block_s=0.5)

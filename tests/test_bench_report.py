@@ -15,19 +15,20 @@ from rich.console import Console
 
 from fastgraph.bench import machine as machines
 from fastgraph.bench import text
-from fastgraph.bench.contestant import Usage
-from fastgraph.bench.limits import Limit
-from fastgraph.bench.markdown import markdown
-from fastgraph.bench.measure import Plan
-from fastgraph.bench.report import Report, ReportError
-from fastgraph.bench.roofline import GPUS, floors
-from fastgraph.bench.sides import side_by_side
-from fastgraph.bench.summary import glance, remarks, summaries, verdict
-from fastgraph.bench.table import COLUMNS, WIDE, caption, cells, columns, modelled_table, note, summary_table, table
+from fastgraph.bench.ceilings.limit import Limit
+from fastgraph.bench.ceilings.roofline import GPUS, floors
+from fastgraph.bench.plan import Plan
+from fastgraph.bench.report.cells import Cell, caption, cells, columns, note
+from fastgraph.bench.report.device_comparison import device_comparison
+from fastgraph.bench.report.markdown import markdown
+from fastgraph.bench.report.report import Report, ReportError
+from fastgraph.bench.report.summary import glance, remarks, summaries, verdict
+from fastgraph.bench.report.terminal import WIDE, modelled_table, summary_table, table
+from fastgraph.bench.timing import Usage
 from tests.bench_samples import FAST, build_small, case_report, report
 
 RATIO = "2.50 (2.45-2.56)"
-SCHEMA = json.loads(files("fastgraph.bench").joinpath("report.schema.json").read_text())
+SCHEMA = json.loads(files("fastgraph.bench.report").joinpath("report.schema.json").read_text())
 
 
 def full() -> Report:
@@ -237,11 +238,17 @@ def test_summary_names_the_setting_where_there_are_several() -> None:
     assert "cuda" in second.label
 
 
-def test_figures_are_in_the_order_of_their_columns() -> None:
-    rows = {row.backend: dict(zip(COLUMNS, cells(row), strict=True)) for row in case_report().rows}
-    assert rows["fastgraph"]["calls"] == "1,234"
-    assert rows["fastgraph"]["accuracy"] == "98.59%"
-    assert (rows["fastgraph"]["prepare"], rows["fastgraph"]["memory"]) == ("200.0 ms", "24 MB")
+def test_a_cell_has_its_text_and_what_it_is_sorted_by() -> None:
+    rows = {row.backend: cells(row) for row in case_report().rows}
+    ours, wrong = rows["fastgraph"], rows["onnxruntime"]
+    assert ours["median"] == Cell("20.0 µs", 2e-5)
+    assert ours["x peer"] == Cell(RATIO, pytest.approx(2.5))
+    assert ours["of limit"] == Cell("70% L3", 0.7)
+    assert ours["calls"] == Cell("1,234", 1234)
+    assert ours["accuracy"] == Cell("98.59%", 0.9859)
+    assert (ours["prepare"].text, ours["memory"].text) == ("200.0 ms", "24 MB")
+    assert {name for name, cell in wrong.items() if cell != Cell("-")} == {"max error", "prepare", "first call"}
+    assert ours.keys() == wrong.keys()
 
 
 def test_doubtful_rows_are_noted() -> None:
@@ -269,13 +276,13 @@ def test_markdown_has_every_row_and_escapes_bars() -> None:
 
 def test_cpu_and_cuda_stand_side_by_side() -> None:
     both = [case_report(16, 2e-5), case_report(16, 1e-4, device="cuda")]
-    sides = side_by_side(both)
-    assert [(s.setting.split(", ")[1], s.backend) for s in sides] == [
-        ("cpu", "fastgraph"),
-        ("cuda", "fastgraph"),
-        ("cuda", "eager"),  # the fastest there
+    lines = device_comparison(both)
+    assert [(line.setting.split(", ")[1], *line[2:]) for line in lines] == [
+        ("cpu", "fastgraph", "20.0 µs", "800,000"),
+        ("cuda", "fastgraph", "100.0 µs", "160,000"),
+        ("cuda", "eager", "50.0 µs", "320,000"),  # the fastest there
     ]
-    assert side_by_side(both[:1]) == []
+    assert device_comparison(both[:1]) == []
     assert "## CPU and CUDA side by side" in markdown(report(*both))
 
 

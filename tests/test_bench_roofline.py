@@ -6,10 +6,11 @@ import pytest
 
 from fastgraph.bench import cases
 from fastgraph.bench.backends import Setting
-from fastgraph.bench.ceilings import MIB, UNITS, Ceilings, cache_bytes, read_sizes
-from fastgraph.bench.limits import limit
-from fastgraph.bench.roofline import GPUS, floors, variants
-from fastgraph.bench.work import Work, work_of
+from fastgraph.bench.ceilings.caches import MIB, cache_bytes, read_sizes
+from fastgraph.bench.ceilings.limit import limit
+from fastgraph.bench.ceilings.measured import CEILINGS, MeasuredCeilings
+from fastgraph.bench.ceilings.roofline import GPUS, floors, variants
+from fastgraph.bench.ceilings.work import Work, work_of
 from fastgraph.kernels import native
 
 DEEP_FLOPS = 2 * (784 * 512 + 512 * 256 + 256 * 10)
@@ -104,15 +105,15 @@ def test_without_ceilings_there_is_no_limit() -> None:
 @pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
 class TestCeilings:
     def test_each_is_measured_and_plausible(self) -> None:
-        names = tuple(UNITS)
-        found = Ceilings(1).block(names, 0.005, weight_bytes=2_000_000)
+        names = tuple(CEILINGS)
+        found = MeasuredCeilings(1).block(names, 0.005, weight_bytes=2_000_000)
         assert set(found) in (set(names), set(names) - {"bf16"})  # where the machine has no bf16 products
         assert 1e8 < found["fma"] < 1e12
         assert all(1e8 < found[name] < 1e12 for name in ("L2", "L3", "memory", "weights"))
         assert 1e-8 < found["launch"] < 1e-3
 
     def test_two_threads_do_more_than_none(self) -> None:
-        assert Ceilings(2).block(("fma",), 0.005)["fma"] > 0
+        assert MeasuredCeilings(2).block(("fma",), 0.005)["fma"] > 0
 
     def test_every_instruction_set_has_its_own(self, isa: str) -> None:
         module = native.kernels()
@@ -148,7 +149,7 @@ def test_cache_sizes_are_read(tmp_path: Path) -> None:
 
 
 def test_what_is_read_fits_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastgraph.bench.ceilings.cache_bytes", lambda level, _: {2: MIB, 3: 32 * MIB}[level])
+    monkeypatch.setattr("fastgraph.bench.ceilings.caches.cache_bytes", lambda level, _: {2: MIB, 3: 32 * MIB}[level])
     sizes = read_sizes(2)
     assert sizes["L2"] < MIB < sizes["L3"]
     assert 2 * sizes["L3"] < 32 * MIB < 2 * sizes["memory"]

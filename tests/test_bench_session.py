@@ -10,11 +10,13 @@ import pytest
 
 from fastgraph.bench import session as sessions
 from fastgraph.bench.backends import Backend, Setting
-from fastgraph.bench.crew import Worker, WorkerFailed
-from fastgraph.bench.measure import Plan
-from fastgraph.bench.nursery import Nursery
+from fastgraph.bench.ceilings.measured import CeilingBlocks
+from fastgraph.bench.plan import Plan
+from fastgraph.bench.process.fork_server import ForkServer
+from fastgraph.bench.process.workers import Worker, WorkerFailed
 from fastgraph.bench.ratio import Ratio
-from fastgraph.bench.session import CaseReport, CeilingBlocks, Row, Session
+from fastgraph.bench.results import CaseReport, Row
+from fastgraph.bench.session import Session
 from fastgraph.kernels import native
 from tests import bench_samples as samples
 from tests.bench_busy import Busy
@@ -157,10 +159,10 @@ def test_what_is_left_out_is_listed_with_the_reason() -> None:
     assert (row(report, "hanging").status, row(report, "hanging").reason) == ("left out", "it takes long")
 
 
-def test_workers_without_a_nursery_are_listed() -> None:
+def test_workers_without_a_fork_server_are_listed() -> None:
     with session(samples.Right, samples.Slow) as running:
         running._workers["right"].start()
-        running._nursery.close()
+        running._fork_server.close()
         report = running.run(samples.small_case(), samples.FAST)
     assert row(report, "right").reason == "its process ended with SIGKILL"
     assert (row(report, "slow").reason or "").startswith("its process could not be started: ")
@@ -172,14 +174,14 @@ def test_workers_share_what_was_imported_and_nothing_else() -> None:
             running._workers[name].start()
         pids = [running._workers[name].pid for name in ("right", "slow")]
         parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in pids}
-        assert parents == {str(running._nursery._process.pid)}
+        assert parents == {str(running._fork_server._process.pid)}
         assert len(set(pids)) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_a_worker_that_spins_is_stopped_while_others_run() -> None:
-    nursery = Nursery(threads=1)
-    worker = Worker(nursery, Busy)
+    fork_server = ForkServer(threads=1)
+    worker = Worker(fork_server, Busy)
     try:
         pid = worker.ask("pid", limit_s=60)
         worker.ask("spin", limit_s=60)
@@ -189,7 +191,17 @@ def test_a_worker_that_spins_is_stopped_while_others_run() -> None:
         assert worker.ask("pid", limit_s=60) == pid  # and goes on when it is asked
     finally:
         worker.close()
-        nursery.close()
+        fork_server.close()
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(WorkerFailed, match="its process was closed"):
         worker.ask("pid", limit_s=1)
+
+
+def test_what_is_preloaded_is_there_in_every_worker() -> None:
+    fork_server = ForkServer(threads=1, preload=["wave", "there_is_no_such_module"])
+    worker = Worker(fork_server, Busy)
+    try:
+        assert "wave" in worker.ask("imported", limit_s=60)
+    finally:
+        worker.close()
+        fork_server.close()

@@ -8,7 +8,7 @@ from torch import nn
 
 import fastgraph
 from fastgraph.bench import cli
-from fastgraph.bench.targets import DEEP_RATIO, NET_RATIO
+from fastgraph.bench.perf.targets import DEEP_RATIO, NET_RATIO
 from fastgraph.kernels.cuda import choices
 from fastgraph.models import DeepLearningModel, Net
 from tests.reference import assert_close_to_reference, in_threads, random, scaled

@@ -114,7 +114,8 @@ def test_the_wheel_holds_what_runs(ours: Path) -> None:
     sources |= {f"fastgraph/{path.relative_to(ROOT)}" for name in links for path in (ROOT / name).glob("**/*.py")}
     assert sources <= names
     assert {f"fastgraph/{name}/__init__.py" for name in ("kernels", "export", "bench")} <= names
-    assert {"fastgraph/py.typed", "fastgraph/bench/page.html", "fastgraph/export/clients/client.cc"} <= names
+    data = {"py.typed", "bench/report/page.html", "bench/report/report.schema.json", "export/clients/client.cc"}
+    assert {f"fastgraph/{name}" for name in data} <= names
     assert not [name for name in names if name.endswith((".cpp", ".h", ".inl", ".png"))]
 
 

@@ -28,7 +28,10 @@ BACKENDS: dict[str, type[Backend]] = {
 }
 """By the name that options take."""
 
-BASELINE = "eager"
-OURS = "fastgraph"
+BASELINE, OURS = "eager", "fastgraph"
+BASELINE_NAME, OURS_NAME = BACKENDS[BASELINE].name, BACKENDS[OURS].name
+"""The two that reports compare, by option and by the name that their rows have."""
+OPTIONS = {backend.name: option for option, backend in BACKENDS.items()}
+"""The option of each name in a report."""
 
-__all__ = ["BACKENDS", "BASELINE", "DTYPES", "OURS", "Backend", "Setting"]
+__all__ = ["BACKENDS", "BASELINE", "BASELINE_NAME", "DTYPES", "OPTIONS", "OURS", "OURS_NAME", "Backend", "Setting"]

@@ -48,15 +48,17 @@ class Backend(ABC):
 
     ``any_batch``: what was prepared with one batch size serves every other. ``casts_model``: it is given a model and
     an input that are already in the setting's dtype; otherwise both are float32 and it casts inside. ``own_graph``: on
-    CUDA a call is a CUDA graph already, which cannot be captured into another one. ``ours``: it runs our kernels,
-    so it is no peer of ours. ``needs``: optional modules that it imports.
+    CUDA a call is a CUDA graph already, which cannot be captured into another one. ``is_ours``: it runs our
+    kernels, so it is no peer of ours. ``slow_to_compile``: compiling for a batch size takes it as much processor time
+    as all other backends together. ``needs``: optional modules that it imports.
     """
 
     name: ClassVar[str]
     any_batch: ClassVar[bool] = True
     casts_model: ClassVar[bool] = False
     own_graph: ClassVar[bool] = False
-    ours: ClassVar[bool] = False
+    is_ours: ClassVar[bool] = False
+    slow_to_compile: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import fastgraph
-from fastgraph.bench.backends.backend import Backend, Setting
+from fastgraph.bench.backends.torch_compile import TorchCompile
 
 
-class FastgraphCompile(Backend):
+class FastgraphCompile(TorchCompile):
     """Compiled for the case's own batch size, in the first call."""
 
     name = 'torch.compile(backend="fastgraph")'
-    ours = True
-    any_batch = False
-    casts_model = True
-
-    def prepare(self, model: nn.Module, x: Tensor, setting: Setting) -> None:
-        """Wraps the model; an earlier case's graphs are dropped, which would be tried first on every call."""
-        torch.compiler.reset()
-        self._model, self._device = torch.compile(model, backend="fastgraph"), setting.device
-
-    def run(self, x: Tensor) -> Tensor:
-        """The compiled call, guards included."""
-        return self._model(x)
+    is_ours = True
+    options: ClassVar[Mapping[str, Any]] = {"backend": "fastgraph"}
 
     def ran_on(self) -> str:
         """The device and the kernels' instruction set."""

@@ -12,7 +12,7 @@ class FastgraphDirect(Backend):
     """What ``fastgraph.optimize`` gives on a CPU."""
 
     name = "fastgraph"
-    ours = True
+    is_ours = True
     engine = "direct"
 
     def prepare(self, model: nn.Module, x: Tensor, setting: Setting) -> None:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 
-from fastgraph.bench.backends.backend import Backend, Setting
+from fastgraph.bench.backends.backend import Setting
+from fastgraph.bench.backends.torch_compile import TorchCompile
 
 
-class TorchCompileMax(Backend):
-    """Compiled for the case's own batch size, in the first call, with every template tried."""
+class TorchCompileMax(TorchCompile):
+    """Compiled for the case's own batch size, in the first call, with every template tried: 10 to 20 s."""
 
     name = "torch.compile max-autotune"
-    any_batch = False
-    casts_model = True
     own_graph = True
+    slow_to_compile = True
+    options: ClassVar[Mapping[str, Any]] = {"mode": "max-autotune"}
 
     def prepare(self, model: nn.Module, x: Tensor, setting: Setting) -> None:
         """Wraps the model; freezing is a setting of the whole process."""
         import torch._inductor.config as inductor
 
-        torch.compiler.reset()
         inductor.freezing = True
-        self._model, self._device = torch.compile(model, mode="max-autotune"), setting.device
-
-    def run(self, x: Tensor) -> Tensor:
-        """The compiled call, guards included."""
-        return self._model(x)
+        super().prepare(model, x, setting)
 
     def ran_on(self) -> str:
         """The device and the compiler."""
-        return f"{self._device}, inductor, frozen"
+        return f"{super().ran_on()}, frozen"

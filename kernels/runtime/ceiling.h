@@ -1,5 +1,5 @@
 // What this machine can do at most, measured by loops that do nothing else: fused multiply-adds from registers, dot
-// products in bf16, and reading. The bench puts its figures beside these (bench/ceilings.py).
+// products in bf16, and reading. The bench puts its figures beside these (bench/ceilings/measured.py).
 #pragma once
 
 #include <stdint.h>
