@@ -22,28 +22,29 @@ from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.fast_path import fast_path, guard
 from fastgraph.kernels.library import Op
 from fastgraph.kernels.weights import Snapshot
+from fastgraph.plan import Plan, with_plans
 
 
-def with_fast_path(op: Bound) -> Callable[[torch.Tensor], torch.Tensor]:
+def with_fast_path(op: Bound | Plan) -> Callable[..., Any]:
     """`op` by its fast path for inputs of a form that was seen before (3 us instead of 6)."""
     path = fast_path(op.kernel)
     if path is None:
         return op
 
-    def call(input: torch.Tensor) -> torch.Tensor:
-        result = path(input)
+    def call(*inputs: torch.Tensor) -> Any:
+        result = path(*inputs)
         if result is None:
-            result = op(input)
-            _admit(path, op, input)
+            result = op(*inputs)
+            _admit(path, op, *inputs)
         return result
 
     return call
 
 
-def _admit(path: Any, op: Bound, input: torch.Tensor) -> None:
-    """Inputs like this one may take the op's fast path from now on, if the kernel takes them as they are."""
-    if (size := op.output_size(input)) is not None:
-        path.admit([input], [size])
+def _admit(path: Any, op: Bound | Plan, *inputs: torch.Tensor) -> None:
+    """Inputs like these may take the op's fast path from now on, if the kernel takes them as they are."""
+    if (sizes := op.result_sizes(*inputs)) is not None:
+        path.admit(list(inputs), sizes)
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Program:
         self._watched += [slot for node, slot in watched.items() if node in unversioned]
         self._names: dict[fx.Node, str] = {}
         self._fused: dict[str, tuple[Op, fx.Node]] = {}
-        self.graph = self._without_constants(pack)
+        self.graph, self._stretches = with_plans(self._without_constants(pack), self._fused)
         self._out_spec = out_spec
         self._forward = compiled(self.graph)
         self._lock = threading.Lock()
@@ -127,16 +128,17 @@ class Program:
         fold([node for node in self._rewritten.nodes if node in self._constants], values)
         named = {name: values[node] for node, name in self._names.items()}
         ops = {name: Bound(op, *fold(node.args[1:], values)) for name, (op, node) in self._fused.items()}
-        fused = {name: with_fast_path(op) for name, op in ops.items()}
+        plans = {name: Plan(graph, ops) for name, graph in self._stretches.items()}
+        fused = {name: with_fast_path(op) for name, op in (ops | plans).items()}
         computed = {node: value for node, value in values.items() if node.op == "call_function"}
         state = State(snapshot, SimpleNamespace(**named, **fused), computed)
-        if self._is_one_op():
-            self._open_kernel(state, next(iter(ops.values())))
+        if (name := self._only_call()) is not None:
+            self._open_kernel(state, (ops | plans)[name])
         elif self._out_spec is not None and self._returns_tensors():
             self._open_program(state, self._out_spec)
         return state
 
-    def _open_kernel(self, state: State, op: Bound) -> None:
+    def _open_kernel(self, state: State, op: Bound | Plan) -> None:
         """A fast path into the kernel of `op`, which is all of the program."""
         path = fast_path(op.kernel, self._watched, state.snapshot, structure=self._structure)
         if path is not None:
@@ -200,11 +202,13 @@ class Program:
             n in self._constants for n in node.all_input_nodes if n is not source
         )
 
-    def _is_one_op(self) -> bool:
-        """Whether the program is one fused op, from the one tensor that the module takes to the one that it returns."""
+    def _only_call(self) -> str | None:
+        """The fused op or plan that is all of the program, from what the module takes to the one tensor it returns."""
         if self._out_spec is None or not self._out_spec.is_leaf():
-            return False
-        return [node.op for node in self.graph.nodes] == ["placeholder", "call_module", "output"]
+            return None
+        *inputs, call, output = self.graph.nodes
+        is_all = {node.op for node in inputs} == {"placeholder"} and call.args == tuple(inputs)
+        return str(call.target) if is_all and call.op == "call_module" and output.args == ((call,),) else None
 
     def _returns_tensors(self) -> bool:
         results = next(iter(reversed(self.graph.nodes))).args[0]

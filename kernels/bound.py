@@ -29,6 +29,11 @@ class Bound:
             return None
         return self.op.result_size(self._packing, input, self.arguments)
 
+    def result_sizes(self, *inputs: torch.Tensor) -> list[Size] | None:
+        """`output_size` of the one input as a list, for a fast path."""
+        size = self.output_size(*inputs)
+        return None if size is None else [size]
+
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         size = self.output_size(input)
         if size is None:
