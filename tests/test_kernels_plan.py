@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgraph.kernels import native
-from fastgraph.kernels.conv_pool import op as conv_pool
-from fastgraph.kernels.mlp import op as mlp
+from fastgraph.kernels.bound import Bound
+from fastgraph.kernels.library import Op
 from tests.reference import layers, random
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels")
@@ -23,7 +23,7 @@ def module() -> Any:
 
 def linear(generator: torch.Generator, inputs: int, outputs: int) -> Any:
     weights, biases = layers(generator, [inputs, outputs])
-    return mlp.packed(weights, biases, ["relu"])
+    return Bound(Op.named("mlp"), weights, biases, ["relu"]).kernel
 
 
 def one_by_one(steps: list[Any], slots: list[torch.Tensor | None], sizes: list[list[int]]) -> None:
@@ -70,7 +70,7 @@ def test_values_in_another_shape(generator: torch.Generator) -> None:
     """Convolution and pool, flattened without a copy, then layers."""
     weight, bias = random(generator, (6, 1, 5, 5)), random(generator, (6,))
     geometry = ([1, 1], [0, 0], [1, 1], [2, 2], [2, 2], [0, 0], False)
-    conv = conv_pool.packed(weight, bias, geometry)
+    conv = Bound(Op.named("conv_pool"), weight, bias, *geometry).kernel
     then = linear(generator, 6 * 12 * 12, 10)
     plan = module().Plan(4, [0], [3], [(conv, [0], [1]), (then, [2], [3])], [0, 1, 1, 3])
     for batch in (1, 5):
