@@ -1,7 +1,7 @@
 """Stretches of a program that run as one native plan: fused ops, and what only shows their results in another shape.
 
-`kernels/runtime/plan.h` is the other half. A stretch ends before an operator of torch that reads one of its results, and
-before one that writes into a tensor. Between its kernels nothing is a tensor of torch; results of a stretch are.
+`kernels/runtime/plan.h` is the other half. A stretch ends before an operator of torch that reads one of its results,
+and before one that writes into a tensor. Between its kernels nothing is a tensor of torch; its results are.
 """
 
 import operator
