@@ -7,7 +7,7 @@
 
 All tensors have one device and one floating dtype, but for an fp32 input beside bf16 weights: then the layers compute
 as with bf16, and the result is fp32. fp32 and bf16 on the CPU run in compiled kernels (fp32 accumulation, for fp32 in a
-fixed order, see kernels/cpu/tile.h), fp32, fp16 and bf16 on CUDA in Triton kernels, everything else in ATen. An
+fixed order, see kernels/cpu/gemm/tile.h), fp32, fp16 and bf16 on CUDA in Triton kernels, everything else in ATen. An
 activation is "none", one of `ACTIVATIONS`, or several joined by "+"; softmax and log_softmax only as the very last.
 RuntimeError for tensors that do not fit together, ValueError for activations.
 """
