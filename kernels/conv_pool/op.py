@@ -8,9 +8,9 @@
 input [B, C, H, W], weight [O, C, kernel_h, kernel_w], bias [O] or None, output [B, O, H', W'] with the sizes of
 torch.nn.Conv2d and torch.nn.MaxPool2d. All tensors have one device and one floating dtype, but for an fp32 input beside
 bf16 weights on the CPU: then the result is fp32. fp32 and bf16 on the CPU run in compiled kernels (fp32 sums in a fixed
-order, see kernels/cpu/gemm/tile.h; bf16 weights are widened, but where a convolution is three wide and the machine has bf16
-dot products, the transformed pixels and weights are rounded to bf16), fp32, fp16 and bf16 on CUDA in a Triton kernel,
-all else in ATen. RuntimeError for tensors that do not fit together.
+order, see kernels/cpu/gemm/tile.h; bf16 weights are widened, but where a convolution is three wide and the machine has
+bf16 dot products, the transformed pixels and weights are rounded to bf16), fp32, fp16 and bf16 on CUDA in a Triton
+kernel, all else in ATen. RuntimeError for tensors that do not fit together.
 """
 
 import math
