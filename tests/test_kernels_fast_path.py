@@ -573,5 +573,5 @@ def test_a_fast_path_needs_a_kernel() -> None:
     assert module is not None
     with pytest.raises(TypeError):
         module.FastPath([], [], None)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="needs a Kernel"):
         module.FastPath([], [], torch.ones(1))

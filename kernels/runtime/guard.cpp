@@ -120,7 +120,7 @@ class Watch {
   }
 
   // Nobody observes, parameters and modules are what they were, and no gradient is wanted of parameters or arguments, which
-  // are tensors. A mode that was excused is passed by as long as `without` lives.
+  // are tensors. A mode that is harmless is passed by as long as `without` lives.
   bool holds(PyObject* arguments, std::optional<WithoutModes>& without) const {
     return !is_observed(without) && is_fresh() && !wants_grad(arguments) && (structure_ == nullptr || structure_->unchanged());
   }
@@ -135,14 +135,14 @@ class Watch {
 
  private:
   struct Observer {
-    nb::object observes, excuse;  // the latter or None: whether what observes may be passed by
+    nb::object observes, is_harmless;  // the latter or None: whether what observes may be passed by
   };
 
   bool is_observed(std::optional<WithoutModes>& without) const {
     if (!observers_.empty() && torch_.has_dual_level()) return true;
-    for (const auto& [observes, excuse] : observers_) {
+    for (const auto& [observes, is_harmless] : observers_) {
       if (!is_true(call(observes))) continue;
-      if (excuse.is_none() || !is_true(call(excuse))) return true;
+      if (is_harmless.is_none() || !is_true(call(is_harmless))) return true;
       without.emplace(torch_);
     }
     return false;
@@ -170,10 +170,15 @@ class Watch {
   nb::object structure_object_;
 };
 
+const Kernel& kernel_of(const nb::object& kernel) {
+  if (!nb::isinstance<Kernel>(kernel)) throw std::invalid_argument("FastPath: kernel: needs a Kernel");
+  return *nb::cast<const Kernel*>(kernel);
+}
+
 class FastPath : public Watch {
  public:
   FastPath(nb::list observers, nb::list watched, nb::object kernel, nb::object structure)
-      : Watch(observers, watched, structure), kernel_(*nb::cast<const Kernel*>(kernel)), kernel_object_(kernel) {}
+      : Watch(observers, watched, structure), kernel_(kernel_of(kernel)), kernel_object_(kernel) {}
 
   // From now on inputs of these data types and shapes are taken; `sizes` are those of their results.
   void admit(nb::list inputs, nb::list sizes) {
