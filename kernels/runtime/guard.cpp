@@ -8,6 +8,7 @@
 // new_empty, the same.
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <optional>
@@ -29,8 +30,31 @@ constexpr size_t kMaxForms = 4096;
 constexpr int kMaxViews = 8;  // inputs, and results, of a kernel with a fast path
 constexpr int kMaxRank = 8;   // of a result
 
-// Of each input data type, rank and sizes, and for a guard that minds them its strides.
-using Form = std::vector<int64_t>;
+// Of each input data type, rank and sizes, and for a guard that minds them its strides. What most calls have is in the object itself:
+// each cache line more that a call touches is one that weights have pushed out.
+class Form {
+ public:
+  void clear() {
+    count_ = 0;
+    more_.clear();
+  }
+  void push_back(int64_t value) {
+    if (count_ < kInside) inside_[count_++] = value;
+    else more_.push_back(value);
+  }
+  bool operator<(const Form& other) const {
+    if (count_ != other.count_) return count_ < other.count_;
+    const auto [mine, its] = std::mismatch(inside_.begin(), inside_.begin() + count_, other.inside_.begin());
+    if (mine != inside_.begin() + count_) return *mine < *its;
+    return more_ < other.more_;
+  }
+
+ private:
+  static constexpr size_t kInside = 13;
+  size_t count_ = 0;
+  std::array<int64_t, kInside> inside_;
+  std::vector<int64_t> more_;
+};
 
 // Looks at tensors, and results, do not go to the modes on torch's stack of functions: each would take its Python code.
 class WithoutModes {
@@ -79,8 +103,8 @@ bool is_contiguous(const dlpack::Tensor& x) {
 void append_form(const dlpack::Tensor& x, Form& form, bool strides = false) {
   form.push_back(int64_t(x.dtype.code) << 32 | x.dtype.bits << 16 | x.dtype.lanes);
   form.push_back(x.rank);
-  form.insert(form.end(), x.shape, x.shape + x.rank);
-  if (strides) form.insert(form.end(), x.strides, x.strides + x.rank);
+  for (int i = 0; i < x.rank; i++) form.push_back(x.shape[i]);
+  for (int i = 0; strides && i < x.rank; i++) form.push_back(x.strides[i]);
 }
 
 // A call's form is built here, so that nothing is allocated for it.
@@ -190,12 +214,12 @@ class FastPath : public Watch {
       if (!torch_.look(input.ptr(), x) || !view_of(x, view)) return;
       append_form(x, form);
     }
-    std::vector<nb::tuple> results;
+    Results results;
+    if (nb::len(sizes) > results.sizes.size()) return;
     for (nb::handle size : sizes) {
-      results.push_back(nb::cast<nb::tuple>(size));
+      results.sizes[results.count++] = nb::cast<nb::tuple>(size);
       if (nb::len(size) > size_t(kMaxRank)) return;
     }
-    if (results.size() > size_t(kMaxViews)) return;
     admitted_[form] = std::move(results);
   }
 
@@ -226,13 +250,19 @@ class FastPath : public Watch {
   }
 
  private:
-  nb::object compute(PyObject* like, const View* inputs, const std::vector<nb::tuple>& sizes) const {
+  struct Results {
+    size_t count = 0;
+    std::array<nb::object, kMaxViews> sizes;
+  };
+
+  nb::object compute(PyObject* like, const View* inputs, const Results& admitted) const {
     std::array<View, kMaxViews> outputs;
     std::array<nb::object, kMaxViews> results;
-    for (size_t i = 0; i < sizes.size(); i++) {
+    for (size_t i = 0; i < admitted.count; i++) {
       PyObject* arguments[1 + kMaxRank] = {like};
-      const size_t rank = nb::len(sizes[i]);
-      for (size_t d = 0; d < rank; d++) arguments[1 + d] = PyTuple_GET_ITEM(sizes[i].ptr(), Py_ssize_t(d));
+      PyObject* const size = admitted.sizes[i].ptr();
+      const auto rank = size_t(PyTuple_GET_SIZE(size));
+      for (size_t d = 0; d < rank; d++) arguments[1 + d] = PyTuple_GET_ITEM(size, Py_ssize_t(d));
       results[i] = checked(PyObject_Vectorcall(torch_.new_empty.ptr(), arguments, 1 + rank, nullptr));
       dlpack::Tensor y;
       if (torch_.api->look(results[i].ptr(), &y) != 0) nb::raise_python_error();
@@ -244,13 +274,13 @@ class FastPath : public Watch {
       const nb::gil_scoped_release release;
       kernel_.run(inputs, outputs.data(), count);
     }
-    if (sizes.size() == 1) return results[0];
-    nb::object all = nb::steal(PyTuple_New(Py_ssize_t(sizes.size())));
-    for (size_t i = 0; i < sizes.size(); i++) PyTuple_SET_ITEM(all.ptr(), Py_ssize_t(i), results[i].release().ptr());
+    if (admitted.count == 1) return results[0];
+    nb::object all = nb::steal(PyTuple_New(Py_ssize_t(admitted.count)));
+    for (size_t i = 0; i < admitted.count; i++) PyTuple_SET_ITEM(all.ptr(), Py_ssize_t(i), results[i].release().ptr());
     return all;
   }
 
-  std::map<Form, std::vector<nb::tuple>> admitted_;
+  std::map<Form, Results> admitted_;
   const Kernel& kernel_;
   nb::object kernel_object_;  // keeps it alive
 };
