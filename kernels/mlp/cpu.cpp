@@ -31,9 +31,18 @@ int64_t rows_of(const View& x) {
   return rows;
 }
 
+// Floats from one row of a layer's results to the next in scratch memory: an odd number of cache lines, or rows would meet in a few
+// sets of the caches.
+int64_t row_stride(const GemmLayer& layer) { return (layer.panel_count | 1) * kPanel; }
+
 bool ends_in_softmax(const GemmLayer& layer) {
   const Activation tail = layer.activation_count > 0 ? layer.activations[layer.activation_count - 1] : Activation::none;
   return tail == Activation::softmax || tail == Activation::log_softmax;
+}
+
+// Whether a chain's last layer can write its results where the caller wants them: whole panels, each of them once.
+bool writes_in_place(const GemmLayer& last) {
+  return last.out_features % kPanel == 0 && last.in_features <= kMaxSumBlock && !ends_in_softmax(last) && !last.activates_late;
 }
 
 // Whether its results can be narrowed as they come: whole pairs, since what stands beyond the last output may be NaN.
@@ -55,7 +64,7 @@ Mlp::Mlp(const std::vector<Source>& sources, const GemmKernels& gemm, const Elem
     if (s.activations.size() > size_t(kMaxActivations)) throw std::invalid_argument("mlp: too many activations in one layer");
     for (Activation a : s.activations) layer.activations[layer.activation_count++] = a;
     packed_words_ += format.words(layer) + layer.panel_count * kPanel;
-    width_ = std::max({width_, layer.panel_count * kPanel, gemm.narrow ? (s.in_features + 1) / 2 : 0});
+    width_ = std::max({width_, row_stride(layer), gemm.narrow ? (s.in_features + 1) / 2 : 0});
     multiply_adds_ += s.in_features * s.out_features;
     layers_.push_back(layer);
   }
@@ -82,9 +91,10 @@ void Mlp::for_layers(const float* x, int64_t ldx, int64_t rows, float* y, float*
   bool is_narrow = false;
   for (size_t i = 0; i < layers_.size(); i++) {
     const GemmLayer& layer = layers_[i];
-    float* out = scratch + (i % 2) * rows * width_;
+    const bool in_place = i + 1 == layers_.size() && writes_in_place(layer);
+    float* out = in_place ? y : scratch + (i % 2) * rows * width_;
     float* narrowed = scratch + (2 + i % 2) * rows * width_;
-    const int64_t ldo = layer.panel_count * kPanel;
+    const int64_t ldo = in_place ? layer.out_features : row_stride(layer);
     if (gemm_.narrow && !is_narrow) {
       gemm_.narrow(x, ldx, rows, layer.in_features, narrowed);
       x = narrowed;
@@ -96,7 +106,7 @@ void Mlp::for_layers(const float* x, int64_t ldx, int64_t rows, float* y, float*
     x = is_narrow ? next : out;
     ldx = is_narrow ? ldo / 2 : ldo;
   }
-  elementwise_.finish(layers_.back(), const_cast<float*>(x), ldx, rows, y);
+  if (x != y) elementwise_.finish(layers_.back(), const_cast<float*>(x), ldx, rows, y);
 }
 
 void Mlp::run_block(const float* x, int64_t ldx, int64_t rows, float* y, float* scratch) const {

@@ -15,6 +15,7 @@ enum class Activation : int;
 
 constexpr int kMaxActivations = 4;
 constexpr int64_t kPanel = 16;  // outputs
+constexpr int64_t kMaxSumBlock = 272;  // input features of the longest block that is summed without a look at the total (tile.h)
 
 // One layer, packed.
 struct GemmLayer {

@@ -13,13 +13,14 @@
 #pragma once
 
 #include "../simd/simd.h"
+#include "gemm.h"
 
 namespace fastgraph {
 namespace FASTGRAPH_ISA {
 
 // Blocks are as even as can be, of an even size and at most so long: 784 is 262 + 262 + 260. Three panels of bf16 of that
 // length, or one of fp32 beside the rows of a tile, fit into L1.
-constexpr int64_t kSumBlock = 272;
+constexpr int64_t kSumBlock = kMaxSumBlock;
 
 FASTGRAPH_INLINE int64_t sum_block(int64_t K) {
   const int64_t count = (K + kSumBlock - 1) / kSumBlock, size = count ? (K + count - 1) / count : 0;
