@@ -144,9 +144,19 @@ def _parser() -> Parser:
     default = list(dict.fromkeys((torch.get_num_threads(), 1)))
     parser.add_argument("--threads", type=numbers, default=default, metavar="N,M", help=f"default: {default}")
     add = parser.add_argument
-    add("--budget", type=seconds, metavar="S", help="seconds of timing a case (default: 3; gemm 0.8)")
+    add(
+        "--budget",
+        type=seconds,
+        metavar="S",
+        help=f"seconds of timing a case (default: {PLAN.case_s:g}; gemm {gemm.PLAN.case_s:g})",
+    )
     add("--rounds", type=number, help="at most so many interleaved rounds (default: 11)")
-    add("--block", type=seconds, metavar="S", help="seconds a block (default: 0.04; gemm 0.01)")
+    add(
+        "--block",
+        type=seconds,
+        metavar="S",
+        help=f"seconds a block (default: {PLAN.block_s:g}; gemm {gemm.PLAN.block_s:g})",
+    )
     add("--quick", action="store_true", help="three short rounds a case, a small grid of gemm: a look, not a result")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for perf.json (default: out)")
     return parser

@@ -29,7 +29,7 @@ LAYERS = ((96, 384), (256, 256), (384, 1536), (768, 768), (768, 3072), (3072, 76
 QUICK_ROWS, QUICK_LAYERS = (1, 64, 1024), ((256, 256), (768, 3072), (3072, 768))
 MANY_ROWS = 64  # from here on the ceiling counts
 RATIO, RATIO_FEW_ROWS, SHARE, GEOMETRIC_MEAN = 1.0, 1.1, 0.85, 1.1
-PLAN = Plan(rounds=11, block_s=0.01, warm_up_s=0.1, case_s=0.8)  # 128 cases in about four minutes
+PLAN = Plan(rounds=11, block_s=0.01, warm_up_s=0.1, case_s=0.6)  # 128 cases in about four minutes
 WORST = 5  # cells that are listed
 
 
