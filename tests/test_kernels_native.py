@@ -1,8 +1,10 @@
 """Which kernels run: FASTGRAPH_CPU, and a machine without the compiled library."""
 
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,3 +179,47 @@ def test_all_weights_are_refused_where_calls_run_through_aten(monkeypatch: pytes
     monkeypatch.setattr(native, "_capability", "aten")
     assert native.refusal(PLAIN) == "no compiled kernels are in use (cpu_capability is aten)"
     assert not native.takes(PLAIN)
+
+
+@pytest.mark.skipif(native.library() is None or platform.system() != "Linux", reason="no library, or no Linux")
+def test_the_features_are_those_that_the_system_names() -> None:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = set(next(line for line in lines if line.startswith("flags")).split())
+    features = native.cpu_capability(details=True).features
+    assert features
+    assert {name for name, is_there in features.items() if is_there} == flags & features.keys()
+
+
+@pytest.mark.parametrize("name", [*ISAS, "aten"])
+def test_details_name_the_kernels_in_use(name: str) -> None:
+    code = """
+import fastgraph
+details = fastgraph.cpu_capability(details=True)
+print(details.capability, *(f"{f.name}:{f.row}" for f in details.families))
+assert str(details).startswith(details.capability + "; the processor has "), str(details)
+"""
+    done = python(code, FASTGRAPH_CPU=name)
+    assert done.returncode == 0, done.stderr
+    capability, *families = done.stdout.split()
+    assert capability == name
+    rows = dict(family.split(":") for family in families)
+    if name == "aten":
+        assert not rows
+        return
+    dots = {"gemm_bf16", "conv_pool", "ceiling"}  # the families with a row for dot products
+    fp32 = name.removesuffix("_bf16")
+    assert rows == {
+        f: name if f in dots else fp32 for f in ("gemm_f32", "gemm_bf16", "elementwise", "conv_pool", "ceiling")
+    }
+
+
+@pytest.mark.skipif("avx512_bf16" not in ISAS, reason="no bf16 dot products here")
+def test_dot_products_are_used_where_they_are_measured_to_be_faster() -> None:
+    families = {family.name: family for family in native.cpu_capability(details=True).families}
+    for name in ("gemm_bf16", "conv_pool"):
+        gain = families[name].gain
+        assert gain is not None
+        assert 0.25 < gain < 4  # an instruction has two products where the other has one
+        if not os.environ.get("FASTGRAPH_CPU"):
+            assert families[name].row == ("avx512_bf16" if gain > 1 else "avx512")
+    assert families["gemm_f32"].gain is None

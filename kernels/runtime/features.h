@@ -26,7 +26,7 @@ enum Feature : uint64_t {
 };
 
 struct FeatureName {
-  const char* name;  // as in /proc/cpuinfo
+  const char* name;  // as in /proc/cpuinfo on x86
   uint64_t bit;
 };
 
