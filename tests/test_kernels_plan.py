@@ -1,7 +1,9 @@
 """The native plan: a program of kernels over one arena gives the bits of its kernels one after the other."""
 
 import gc
+import resource
 import threading
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -93,6 +95,28 @@ def test_the_arena_holds_what_lives_at_the_same_time(generator: torch.Generator)
     wide = module().Plan(11, [0], [5, 10], steps, list(range(11)))  # one that is a result is not in it
     wide.admit([[8, 64]] * 11)
     assert wide.arena_bytes([torch.empty(8, 64)]) == 2 * 8 * 64 * 4
+
+
+def test_a_large_arena_goes_back_with_the_call(generator: torch.Generator) -> None:
+    """80 MB between two layers; a small one is kept."""
+    steps = [(linear(generator, 4, 64), [0], [1]), (linear(generator, 64, 4), [1], [2])]
+    plan = module().Plan(3, [0], [2], steps, [0, 1, 2])
+    for rows, grows in ((4, 1 << 20), (330_000, 16 << 20)):
+        sizes = [[rows, 4], [rows, 64], [rows, 4]]
+        plan.admit(sizes)
+        x = random(generator, (rows, 4))
+        slots: list[torch.Tensor | None] = [x, None, None]
+        one_by_one(steps, slots, sizes)
+        expected = slots[2]
+        del slots
+        before = resident()
+        assert torch.equal(run(plan, [x], [sizes[2]])[0], expected)
+        assert resident() - before < grows
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_kernels_live_as_long_as_the_plan(generator: torch.Generator) -> None:
