@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 import fastgraph
 from fastgraph import encoding
 from fastgraph.captured import Captured
+from fastgraph.constants import constant_nodes
 from fastgraph.models import DeepLearningModel, Net
 from fastgraph.serialization import _decode_captured, _encode_captured
 from fastgraph.tensors import TensorTable, build_root
@@ -130,6 +131,18 @@ def facts(graph_module: torch.fx.GraphModule, storages: dict[int, int]) -> list[
     return rows
 
 
+def kinds_of(graph: torch.fx.Graph) -> list[Any]:
+    """For every node the dtypes of its tensors, with a number for each piece of memory; None where it has no value."""
+    numbers: dict[int, int] = {}
+
+    def describe(value: Any) -> Any:
+        own = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+        return [(t.dtype, numbers.setdefault(t.untyped_storage()._cdata, len(numbers))) for t in own]
+
+    values = [node.meta.get("val") for node in graph.nodes]
+    return [None if value is None else describe(value) for value in values]
+
+
 def bits(value: Any) -> Any:
     """What makes two results the same: type, dtype, strides and every bit."""
     if not isinstance(value, torch.Tensor):
@@ -155,9 +168,14 @@ def test_every_kind_of_model(name: str, tmp_path: Path) -> None:
     assert loaded.captured.conditions == fast.captured.conditions
     assert loaded.rewritten.refusals == fast.rewritten.refusals
     assert loaded.rewritten.graph_module.code == fast.rewritten.graph_module.code
+    if (outline := loaded.captured.outline) is not None:  # what runs knows who shares memory, and what is constant
+        ours, theirs = outline.rewritten, loaded.rewritten.graph
+        assert kinds_of(ours) == kinds_of(theirs)
+        assert {n.name for n in constant_nodes(ours)} == {n.name for n in constant_nodes(theirs)}
+        assert [str(n.args) for n in ours.nodes] == [str(n.args) for n in theirs.nodes]
     assert list(loaded.explain()) == list(fast.explain())
-    ours, theirs = loaded.state_dict(), fast.state_dict()
-    assert {key: bits(t) for key, t in ours.items()} == {key: bits(t) for key, t in theirs.items()}
+    states = [{key: bits(t) for key, t in module.state_dict().items()} for module in (loaded, fast)]
+    assert states[0] == states[1]
     fastgraph.save(loaded, again)
     assert metadata(again)["program"] == metadata(path)["program"]
     assert metadata(again)["sha256"] == metadata(path)["sha256"]
