@@ -128,12 +128,12 @@ class Program:
         fold([node for node in self._rewritten.nodes if node in self._constants], values)
         named = {name: values[node] for node, name in self._names.items()}
         ops = {name: Bound(op, *fold(node.args[1:], values)) for name, (op, node) in self._fused.items()}
-        plans = {name: Plan(graph, ops) for name, graph in self._stretches.items()}
-        fused = {name: with_fast_path(op) for name, op in (ops | plans).items()}
+        calls = ops | {name: Plan(graph, ops) for name, graph in self._stretches.items()}
+        fused = {name: with_fast_path(call) for name, call in calls.items()}
         computed = {node: value for node, value in values.items() if node.op == "call_function"}
         state = State(snapshot, SimpleNamespace(**named, **fused), computed)
         if (name := self._only_call()) is not None:
-            self._open_kernel(state, (ops | plans)[name])
+            self._open_kernel(state, calls[name])
         elif self._out_spec is not None and self._returns_tensors():
             self._open_program(state, self._out_spec)
         return state

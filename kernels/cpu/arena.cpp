@@ -1,29 +1,23 @@
 #include "arena.h"
 
-#include <stdlib.h>
-
-#include <new>
+#include "aligned.h"
 
 namespace fastgraph {
 namespace {
 
 struct Arena {
-  float* data = nullptr;
+  AlignedFloats data{nullptr, free};
   int64_t size = 0;
-  ~Arena() { free(data); }
 
   float* at_least(int64_t floats) {
     if (size < floats) {
-      free(data);
-      data = nullptr;
+      data.reset();
       size = 0;
       const int64_t larger = (floats + 1023) / 1024 * 1024;
-      void* memory = nullptr;
-      if (posix_memalign(&memory, 64, size_t(larger) * sizeof(float)) != 0) throw std::bad_alloc();
-      data = static_cast<float*>(memory);
+      data = aligned_floats(larger);
       size = larger;
     }
-    return data;
+    return data.get();
   }
 };
 

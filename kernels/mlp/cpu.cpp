@@ -1,11 +1,7 @@
 // mlp on the CPU: packing, and the division of a call into chunks.
 #include "cpu.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 #include <algorithm>
-#include <new>
 #include <stdexcept>
 
 #include "../cpu/activation.h"
@@ -70,9 +66,7 @@ Mlp::Mlp(const std::vector<Source>& sources, const GemmKernels& gemm, const Elem
   }
   GemmLayer& last = layers_.back();
   last.activates_late = last.out_features <= kPanel / 2 && !ends_in_softmax(last);
-  void* data = nullptr;
-  if (posix_memalign(&data, 64, size_t(std::max<int64_t>(packed_words_, 1)) * sizeof(float)) != 0) throw std::bad_alloc();
-  storage_.reset(static_cast<float*>(data));
+  storage_ = aligned_floats(packed_words_);
   float* next = storage_.get();
   for (size_t i = 0; i < layers_.size(); i++) {
     GemmLayer& layer = layers_[i];

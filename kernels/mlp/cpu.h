@@ -3,9 +3,9 @@
 
 #include <stdint.h>
 
-#include <memory>
 #include <vector>
 
+#include "../cpu/aligned.h"
 #include "../cpu/gemm/gemm.h"
 #include "../cpu/kernel.h"
 
@@ -49,7 +49,7 @@ class Mlp : public Kernel {
   void for_layers(const float* x, int64_t ldx, int64_t rows, float* y, float* scratch, const Step& step) const;
 
   std::vector<GemmLayer> layers_;
-  std::unique_ptr<float, void (*)(void*)> storage_;
+  AlignedFloats storage_;
   const GemmKernels& gemm_;
   const ElementwiseKernels& elementwise_;
   int64_t width_ = 0;          // widest layer, padded; where activations are narrowed at least half the widest input too

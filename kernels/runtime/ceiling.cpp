@@ -1,11 +1,8 @@
 #include "ceiling.h"
 
-#include <stdlib.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <new>
 #include <thread>
 
 #include "families.h"
@@ -120,9 +117,7 @@ void Ceiling::grow(int64_t floats) {
   buffers_.clear();
   floats_ = 0;
   for (int thread = 0; thread < threads_; thread++) {
-    void* data = nullptr;
-    if (posix_memalign(&data, 4096, size_t(floats) * sizeof(float)) != 0) throw std::bad_alloc();
-    buffers_.emplace_back(static_cast<float*>(data), free);
+    buffers_.push_back(aligned_floats(floats, 4096));
     std::fill_n(buffers_.back().get(), floats, 1e-3f);
   }
   floats_ = floats;

@@ -4,8 +4,9 @@
 
 #include <stdint.h>
 
-#include <memory>
 #include <vector>
+
+#include "../cpu/aligned.h"
 
 namespace fastgraph {
 
@@ -45,7 +46,7 @@ class Ceiling {
 
   int threads_;
   int64_t floats_ = 0;
-  std::vector<std::unique_ptr<float, void (*)(void*)>> buffers_;  // one a thread
+  std::vector<AlignedFloats> buffers_;  // one a thread
 };
 
 }  // namespace fastgraph

@@ -1,14 +1,11 @@
 #include "plan.h"
 
-#include <stdlib.h>
-
 #include <algorithm>
-#include <memory>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <string>
 
+#include "../cpu/aligned.h"
 #include "../cpu/arena.h"
 
 namespace fastgraph {
@@ -19,22 +16,7 @@ constexpr int64_t kAlign = 16;  // floats: a cache line
 // An arena of up to so many floats (64 MB) is kept for the thread's next call; a larger one goes back with the call, as a tensor's memory.
 constexpr int64_t kKeptFloats = int64_t(1) << 24;
 
-class CallArena {
- public:
-  explicit CallArena(int64_t floats) : own_(nullptr, free) {
-    if (floats > kKeptFloats) {
-      void* data = nullptr;
-      if (posix_memalign(&data, kAlign * sizeof(float), size_t(floats) * sizeof(float)) != 0) throw std::bad_alloc();
-      own_.reset(static_cast<float*>(data));
-    }
-    data_ = own_ ? own_.get() : plan_arena(floats);
-  }
-  float* data() const { return data_; }
-
- private:
-  std::unique_ptr<float, void (*)(void*)> own_;
-  float* data_;
-};
+AlignedFloats own_arena(int64_t floats) { return floats > kKeptFloats ? aligned_floats(floats) : AlignedFloats(nullptr, free); }
 
 // One thread's time below which a step is not handed out: waiting for others takes about a microsecond.
 constexpr double kSmall_ns = 4000;
@@ -176,11 +158,12 @@ const Plan::Layout& Plan::layout(const View* inputs) const {
 
 void Plan::run(const View* inputs, const View* outputs, Lease& lease) const {
   const Layout& sizes = layout(inputs);
-  const CallArena arena(sizes.floats);
+  const AlignedFloats own = own_arena(sizes.floats);
+  float* const arena = own ? own.get() : plan_arena(sizes.floats);
   std::vector<View> slots, from, to;
   std::vector<void*> memory(size_t(slot_count_), nullptr);
   for (size_t slot = 0; slot < memory.size(); slot++)
-    if (sizes.offsets[slot] >= 0) memory[slot] = arena.data() + sizes.offsets[slot];
+    if (sizes.offsets[slot] >= 0) memory[slot] = arena + sizes.offsets[slot];
   for (size_t i = 0; i < inputs_.size(); i++) memory[size_t(inputs_[i])] = inputs[i].data;
   for (size_t i = 0; i < outputs_.size(); i++) memory[size_t(outputs_[i])] = outputs[i].data;
   views(sizes, [&](int slot) { return memory[size_t(slot)]; }, slots);

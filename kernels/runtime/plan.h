@@ -29,7 +29,6 @@ class Plan : public Kernel {
   void admit(const std::vector<std::vector<int64_t>>& sizes);
 
   int input_count() const override { return int(inputs_.size()); }
-  int output_count() const { return int(outputs_.size()); }
 
   using Kernel::run;
 

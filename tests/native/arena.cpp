@@ -2,12 +2,10 @@
 // that AddressSanitizer sees a request that was too small and a result that used what was never written is NaN.
 #include "../../kernels/cpu/arena.h"
 
-#include <stdlib.h>
-
 #include <atomic>
 #include <cmath>
-#include <memory>
-#include <new>
+
+#include "../../kernels/cpu/aligned.h"
 
 namespace fastgraph {
 
@@ -15,12 +13,8 @@ std::atomic<int> threads_with_scratch{0};
 
 namespace {
 
-using Block = std::unique_ptr<float, void (*)(void*)>;
-
-float* renew(Block& block, int64_t floats) {
-  void* data = nullptr;
-  if (posix_memalign(&data, 64, size_t(floats) * sizeof(float)) != 0) throw std::bad_alloc();
-  block.reset(static_cast<float*>(data));
+float* renew(AlignedFloats& block, int64_t floats) {
+  block = aligned_floats(floats);
   for (int64_t i = 0; i < floats; i++) block.get()[i] = NAN;
   return block.get();
 }
@@ -28,14 +22,14 @@ float* renew(Block& block, int64_t floats) {
 }  // namespace
 
 float* thread_arena(int64_t floats) {
-  static thread_local Block block(nullptr, free);
+  static thread_local AlignedFloats block(nullptr, free);
   static thread_local const int thread = threads_with_scratch++;
   (void)thread;
   return renew(block, floats);
 }
 
 float* plan_arena(int64_t floats) {
-  static thread_local Block block(nullptr, free);
+  static thread_local AlignedFloats block(nullptr, free);
   return renew(block, floats);
 }
 

@@ -35,7 +35,6 @@ struct GemmLayer {
 struct WeightFormat {
   int64_t (*words)(const GemmLayer& layer);  // of 32 bits, whole cache lines
   void (*pack)(const GemmLayer& layer, const void* weight, void* panels);
-  int features_a_word;
 };
 
 // fp32; bf16 in pairs of input features, [out / 16][in / 2][16][2], one line per pair, the even feature in the low half.

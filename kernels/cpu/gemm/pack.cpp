@@ -39,7 +39,7 @@ void pack_bf16(const GemmLayer& layer, const void* weights, void* to) {
 
 }  // namespace
 
-const WeightFormat f32_panels = {[](const GemmLayer& layer) { return words_of(layer, layer.in_features); }, pack_f32, 1};
-const WeightFormat bf16_pairs = {[](const GemmLayer& layer) { return words_of(layer, (layer.in_features + 1) / 2); }, pack_bf16, 2};
+const WeightFormat f32_panels = {[](const GemmLayer& layer) { return words_of(layer, layer.in_features); }, pack_f32};
+const WeightFormat bf16_pairs = {[](const GemmLayer& layer) { return words_of(layer, (layer.in_features + 1) / 2); }, pack_bf16};
 
 }  // namespace fastgraph
