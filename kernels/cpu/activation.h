@@ -9,8 +9,21 @@
 
 namespace fastgraph {
 
-// Values are part of the binding: kernels/mlp/op.py names them in this order.
-enum class Activation : int { none, relu, gelu, gelu_tanh, silu, tanh, sigmoid, softmax, log_softmax };
+// Values are part of the binding: kernels/mlp/op.py names the first of them in this order.
+enum class Activation : int {
+  none, relu, gelu, gelu_tanh, silu, tanh, sigmoid, softmax, log_softmax,
+  clamp,        // to [a, b]
+  leaky_relu,   // a x where x is below zero
+  elu,          // a (e^x - 1) there
+  hardswish, hardsigmoid, mish,
+  softplus,     // log(1 + e^(a x)) / a, but x where a x is above b
+};
+
+// An elementwise activation with its parameters.
+struct ActivationCall {
+  Activation kind;
+  float a = 0, b = 0;
+};
 
 namespace FASTGRAPH_ISA {
 
@@ -86,21 +99,74 @@ FASTGRAPH_INLINE F16 gelu_tanh(F16 x) {
   return mul(mul(broadcast(0.5f), x), add(broadcast(1.0f), tanh(inner)));
 }
 
-// Applies one elementwise activation to x[0 .. 16 * vectors).
-FASTGRAPH_INLINE void activate(Activation activation, float* x, int64_t vectors) {
-#define FASTGRAPH_EACH(function)                                                                              \
-  for (int64_t v = 0; v < vectors; v++) store(x + v * kLanes, function(load(x + v * kLanes)));                \
-  break
-  switch (activation) {
-    case Activation::relu: FASTGRAPH_EACH(relu);
-    case Activation::gelu: FASTGRAPH_EACH(gelu);
-    case Activation::gelu_tanh: FASTGRAPH_EACH(gelu_tanh);
-    case Activation::silu: FASTGRAPH_EACH(silu);
-    case Activation::tanh: FASTGRAPH_EACH(tanh);
-    case Activation::sigmoid: FASTGRAPH_EACH(sigmoid);
-    default: break;
+// e^x - 1.
+FASTGRAPH_INLINE F16 expm1(F16 x) {
+  // (e^r - 1) / r on |r| <= log(2)/2: 4.1e-8
+  constexpr float c[] = {1.0f, 5.000000047e-01f, 1.666641451e-01f, 4.166635164e-02f, 8.375210201e-03f, 1.394121310e-03f};
+  const F16 inside = min(broadcast(88.0f), max(broadcast(-104.0f), x)), n = round(mul(inside, broadcast(1.44269504f)));
+  F16 r = fma(n, broadcast(-0.693359375f), inside);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  const F16 half = round(mul(n, broadcast(0.5f))), power = mul(exp2_whole(half), exp2_whole(sub(n, half)));
+  return fma(power, mul(r, polynomial(r, c)), sub(power, broadcast(1.0f)));
+}
+
+// log(1 + u) for u in [0, 1].
+FASTGRAPH_INLINE F16 log1p_small(F16 u) {
+  // 2 artanh(z), z = u / (2 + u): its power series up to z^17, 1.4e-9 beyond
+  constexpr float c[] = {1.0f, 1 / 3.0f, 1 / 5.0f, 1 / 7.0f, 1 / 9.0f, 1 / 11.0f, 1 / 13.0f, 1 / 15.0f, 1 / 17.0f};
+  const F16 z = div(u, add(broadcast(2.0f), u));
+  return mul(add(z, z), polynomial(mul(z, z), c));
+}
+
+FASTGRAPH_INLINE F16 clamp(F16 x, F16 low, F16 high) { return min(high, max(low, x)); }  // a NaN stays one
+FASTGRAPH_INLINE F16 leaky_relu(F16 x, float slope) { return select(less(x, broadcast(0.0f)), mul(broadcast(slope), x), x); }
+FASTGRAPH_INLINE F16 elu(F16 x, float scale) { return select(less(x, broadcast(0.0f)), mul(broadcast(scale), expm1(x)), x); }
+FASTGRAPH_INLINE F16 hardsigmoid(F16 x) {
+  return div(clamp(add(x, broadcast(3.0f)), broadcast(0.0f), broadcast(6.0f)), broadcast(6.0f));
+}
+FASTGRAPH_INLINE F16 hardswish(F16 x) {
+  return div(mul(x, clamp(add(x, broadcast(3.0f)), broadcast(0.0f), broadcast(6.0f))), broadcast(6.0f));
+}
+// x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2)
+FASTGRAPH_INLINE F16 mish(F16 x) {
+  const F16 power = exp(min(broadcast(20.0f), x)), n = mul(power, add(power, broadcast(2.0f)));
+  return mul(x, div(n, add(n, broadcast(2.0f))));
+}
+FASTGRAPH_INLINE F16 softplus(F16 x, float beta, float threshold) {
+  const F16 y = mul(x, broadcast(beta)), tail = log1p_small(exp(negate(absolute(y))));
+  const F16 soft = div(add(max(broadcast(0.0f), y), tail), broadcast(beta));
+  return select(less(broadcast(threshold), y), x, soft);
+}
+
+// Calls body(f), f(F16) being the elementwise function.
+template <class Body>
+FASTGRAPH_INLINE void with_function(const ActivationCall& call, const Body& body) {
+#define FASTGRAPH_IS(kind, expression) \
+  case Activation::kind: return body([&](F16 x) __attribute__((always_inline)) { return (expression); })
+  switch (call.kind) {
+    FASTGRAPH_IS(relu, relu(x));
+    FASTGRAPH_IS(gelu, gelu(x));
+    FASTGRAPH_IS(gelu_tanh, gelu_tanh(x));
+    FASTGRAPH_IS(silu, silu(x));
+    FASTGRAPH_IS(tanh, tanh(x));
+    FASTGRAPH_IS(sigmoid, sigmoid(x));
+    FASTGRAPH_IS(clamp, clamp(x, broadcast(call.a), broadcast(call.b)));
+    FASTGRAPH_IS(leaky_relu, leaky_relu(x, call.a));
+    FASTGRAPH_IS(elu, elu(x, call.a));
+    FASTGRAPH_IS(hardswish, hardswish(x));
+    FASTGRAPH_IS(hardsigmoid, hardsigmoid(x));
+    FASTGRAPH_IS(mish, mish(x));
+    FASTGRAPH_IS(softplus, softplus(x, call.a, call.b));
+    default: return;
   }
-#undef FASTGRAPH_EACH
+#undef FASTGRAPH_IS
+}
+
+// Applies one elementwise activation to x[0 .. 16 * vectors).
+FASTGRAPH_INLINE void activate(const ActivationCall& call, float* x, int64_t vectors) {
+  with_function(call, [&](const auto& function) {
+    for (int64_t v = 0; v < vectors; v++) store(x + v * kLanes, function(load(x + v * kLanes)));
+  });
 }
 
 // Folds sixteen lanes pairwise in one fixed order: 8 apart, then 4, 2, 1.

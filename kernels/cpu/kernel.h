@@ -25,6 +25,10 @@ struct View {
   }
 };
 
+// How values lie, where a kernel says that it takes more than contiguous ones. Channels last: of [N, C, W] or [N, C, H, W] the stride of C
+// is 1, that of the last axis at least C (a part of a concatenation has more), and rows and images follow each other without gaps. Nothing
+// between C and the next pixel is read or written.
+
 // An op with its constants packed. Callers see to it that views have the ranks, sizes and data types that the op is defined
 // for, with their values in order (contiguous) but where a kernel says otherwise. Results do not overlap inputs.
 class Kernel {

@@ -31,17 +31,17 @@ FASTGRAPH_INLINE bool begins_with_relu(const GemmLayer& layer) { return layer.ac
 [[maybe_unused]] void activate_panels(const GemmLayer& layer, int64_t rows, float* out, int64_t ldo, int64_t first, int64_t last) {
   if (layer.activates_late) return;
   for (int i = begins_with_relu(layer); i < layer.activation_count; i++)
-    for (int64_t row = 0; row < rows; row++) activate(layer.activations[i], out + row * ldo + first * kLanes, last - first);
+    for (int64_t row = 0; row < rows; row++) activate({layer.activations[i]}, out + row * ldo + first * kLanes, last - first);
 }
 
 // Applies to y what was left for when results lie without gaps.
 [[maybe_unused]] void activate_late(const GemmLayer& layer, float* y, int64_t count) {
   for (int i = begins_with_relu(layer); i < layer.activation_count; i++) {
     const int64_t vectors = count / kLanes, done = vectors * kLanes;
-    activate(layer.activations[i], y, vectors);
+    activate({layer.activations[i]}, y, vectors);
     float rest[kLanes] = {};
     memcpy(rest, y + done, size_t(count - done) * sizeof(float));
-    activate(layer.activations[i], rest, 1);
+    activate({layer.activations[i]}, rest, 1);
     memcpy(y + done, rest, size_t(count - done) * sizeof(float));
   }
 }

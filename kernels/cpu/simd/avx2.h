@@ -30,6 +30,18 @@ FASTGRAPH_INLINE F16 load_once(const float* p) {
   return a;
 }
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm256_storeu_ps(p, a.lo); _mm256_storeu_ps(p + 8, a.hi); }
+// The first `count` lanes of eight, from 0 (or below) to 8 (or above), as a mask of words.
+FASTGRAPH_INLINE __m256i first_lanes_8(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
+}
+// The first `count` lanes, 0 to 16: zeros, and memory that is not touched, beyond.
+FASTGRAPH_INLINE F16 load_first(const float* p, int64_t count) {
+  return {_mm256_maskload_ps(p, first_lanes_8(count)), _mm256_maskload_ps(p + 8, first_lanes_8(count - 8))};
+}
+FASTGRAPH_INLINE void store_first(float* p, F16 a, int64_t count) {
+  _mm256_maskstore_ps(p, first_lanes_8(count), a.lo);
+  _mm256_maskstore_ps(p + 8, first_lanes_8(count - 8), a.hi);
+}
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 // Halves one after the other, so that only one register of `right` is alive at a time.
 template <int R, int V>

@@ -23,6 +23,9 @@ FASTGRAPH_INLINE F16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
 FASTGRAPH_INLINE F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 FASTGRAPH_INLINE F16 load_once(const float* p) { return load(p); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
+// The first `count` lanes, 0 to 16: zeros, and memory that is not touched, beyond.
+FASTGRAPH_INLINE F16 load_first(const float* p, int64_t count) { return {_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p)}; }
+FASTGRAPH_INLINE void store_first(float* p, F16 a, int64_t count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), a.v); }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 FASTGRAPH_INLINE F16 add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 FASTGRAPH_INLINE F16 sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -30,6 +30,9 @@ FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i]
 FASTGRAPH_INLINE F16 load(const float* p) { FASTGRAPH_LANES(p[i]); }
 FASTGRAPH_INLINE F16 load_once(const float* p) { return load(p); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { for (int i = 0; i < kLanes; i++) p[i] = a.v[i]; }
+// The first `count` lanes, 0 to 16: zeros, and memory that is not touched, beyond.
+FASTGRAPH_INLINE F16 load_first(const float* p, int64_t count) { FASTGRAPH_LANES(i < count ? p[i] : 0.0f); }
+FASTGRAPH_INLINE void store_first(float* p, F16 a, int64_t count) { for (int i = 0; i < count; i++) p[i] = a.v[i]; }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { FASTGRAPH_LANES(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
 FASTGRAPH_INLINE F16 add(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] + b.v[i]); }
 FASTGRAPH_INLINE F16 sub(F16 a, F16 b) { FASTGRAPH_LANES(a.v[i] - b.v[i]); }
