@@ -73,14 +73,19 @@ void run(const Kernel& kernel, nb::list inputs, nb::list outputs, int threads) {
   kernel.run(from.data(), to.data(), threads);
 }
 
+// sizes, strides, memory, offset, constant or 0: as in Plan::Slot
+using SlotTuple = std::tuple<std::vector<int64_t>, std::vector<int64_t>, int, int64_t, Address>;
 // (kernel, slots of its inputs, slots of its results)
 using StepTuple = std::tuple<const Kernel*, std::vector<int>, std::vector<int>>;
 
-void make_plan(Plan* self, int slots, const std::vector<int>& inputs, const std::vector<int>& outputs, const std::vector<StepTuple>& steps,
-               const std::vector<int>& memory_of) {
-  std::vector<Plan::Step> all;
-  for (const auto& [kernel, from, to] : steps) all.push_back({kernel, from, to});
-  new (self) Plan(slots, inputs, outputs, all, memory_of);
+void admit(Plan& plan, const std::vector<SlotTuple>& slots, const std::vector<int>& inputs, const std::vector<int>& outputs,
+           const std::vector<StepTuple>& steps) {
+  Plan::Program program;
+  for (const auto& [sizes, strides, memory, offset, constant] : slots) program.slots.push_back({sizes, strides, memory, offset, input(constant)});
+  for (const auto& [kernel, from, to] : steps) program.steps.push_back({kernel, from, to});
+  program.inputs = inputs;
+  program.outputs = outputs;
+  plan.admit(std::move(program));
 }
 
 // Whether tensors are those that were seen (id, address, version), unchanged; a version of -1 is not looked at. Done in
@@ -148,9 +153,9 @@ NB_MODULE(_native, m) {
   nb::class_<ConvPool, Kernel>(m, "ConvPool").def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a, "bf16"_a);
   nb::class_<ConvPoolMlp, Kernel>(m, "ConvPoolMlp")
       .def(nb::init<const ConvPool&, const Mlp&>(), "conv_pool"_a, "mlp"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());
-  nb::class_<Plan, Kernel>(m, "Plan", "A program of kernels; see kernels/runtime/plan.h.")
-      .def("__init__", &make_plan, "slots"_a, "inputs"_a, "outputs"_a, "steps"_a, "memory_of"_a, nb::keep_alive<1, 5>())
-      .def("admit", &Plan::admit, "sizes"_a, "Takes inputs of these sizes from now on; those of every slot.")
+  nb::class_<Plan, Kernel>(m, "Plan", "Programs of kernels, one for each shape of the inputs; see kernels/runtime/plan.h.")
+      .def(nb::init<int>(), "inputs"_a)
+      .def("admit", &admit, "slots"_a, "inputs"_a, "outputs"_a, "steps"_a, nb::keep_alive<1, 5>())
       .def("arena_bytes", [](const Plan& self, nb::list inputs) { return self.arena_bytes(views(inputs).data()); }, "inputs"_a);
 
   bind_structure(m);

@@ -1,0 +1,144 @@
+"""ATen's pools over one and two axes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastgraph.kernels.lowering import Lowering, NotLowered, Operand, Pending, as_channels_last, lowers
+
+aten = torch.ops.aten
+
+MAX, AVERAGE = 0, 1  # enum class PoolKind in kernels/pool/cpu.h
+MEAN = 1  # enum class ReduceKind in kernels/reduce/cpu.h
+
+Numbers = Sequence[int] | int
+
+
+def _map(low: Lowering, x: Operand, axes: int) -> torch.Tensor:
+    x = low.channels_last(x)
+    if x.dim() != axes + 2:
+        raise NotLowered("a map without a batch axis")
+    return x
+
+
+def _two(value: Numbers, axes: int, beside: int) -> list[int]:
+    """A number for each of two axes; `beside` for the first where there is one axis only."""
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = numbers * axes if len(numbers) == 1 else numbers
+    return numbers if axes == 2 else [beside, *numbers]
+
+
+def _size(x: torch.Tensor, target: Any, *arguments: Any) -> torch.Size:
+    size: torch.Size = target(torch.empty(x.shape, device="meta"), *arguments).shape
+    return size
+
+
+def _pool(
+    low: Lowering, x: Operand, target: Any, kind: int, window: Sequence[Any], *, counts: tuple[bool, int] = (True, 0)
+) -> torch.Tensor:
+    """`window`: kernel size, stride, padding, dilation, ceil_mode."""
+    kernel, stride, padding, dilation, ceil_mode = window
+    arguments = (kernel, stride, padding, dilation, ceil_mode) if kind == MAX else (kernel, stride, padding, ceil_mode)
+    rank = x.shape if isinstance(x, torch.Tensor) else x.tensor.shape
+    axes = len(rank) - 2
+    x_map = _map(low, x, axes)
+    steps = stride if not isinstance(stride, list | tuple) or len(stride) else kernel
+    sizes = [_two(kernel, axes, 1), _two(steps, axes, 1), _two(padding, axes, 0), _two(dilation, axes, 1)]
+    step = low.kernels.Pool(kind, *sizes, bool(ceil_mode), *counts)
+    return low.step(step, [x_map], low.result(_size(x_map, target, *arguments), channels_last=True))
+
+
+@lowers(aten.max_pool2d.default)
+def max_pool2d(
+    low: Lowering,
+    x: Operand,
+    kernel_size: Numbers,
+    stride: Numbers = (),
+    padding: Numbers = 0,
+    dilation: Numbers = 1,
+    ceil_mode: bool = False,
+) -> torch.Tensor:
+    """The largest of each window."""
+    return _pool(low, x, aten.max_pool2d.default, MAX, (kernel_size, stride, padding, dilation, ceil_mode))
+
+
+@lowers(aten.max_pool1d.default)
+def max_pool1d(
+    low: Lowering,
+    x: Operand,
+    kernel_size: Numbers,
+    stride: Numbers = (),
+    padding: Numbers = 0,
+    dilation: Numbers = 1,
+    ceil_mode: bool = False,
+) -> torch.Tensor:
+    """The largest of each window."""
+    return _pool(low, x, aten.max_pool1d.default, MAX, (kernel_size, stride, padding, dilation, ceil_mode))
+
+
+@lowers(aten.avg_pool2d.default)
+def avg_pool2d(
+    low: Lowering,
+    x: Operand,
+    kernel_size: Numbers,
+    stride: Numbers = (),
+    padding: Numbers = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> torch.Tensor:
+    """The mean of each window."""
+    window, counts = (kernel_size, stride, padding, 1, ceil_mode), (bool(count_include_pad), divisor_override or 0)
+    return _pool(low, x, aten.avg_pool2d.default, AVERAGE, window, counts=counts)
+
+
+@lowers(aten.avg_pool1d.default)
+def avg_pool1d(
+    low: Lowering,
+    x: Operand,
+    kernel_size: Numbers,
+    stride: Numbers = (),
+    padding: Numbers = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> torch.Tensor:
+    """The mean of each window."""
+    window = (kernel_size, stride, padding, 1, ceil_mode)
+    return _pool(low, x, aten.avg_pool1d.default, AVERAGE, window, counts=(bool(count_include_pad), 0))
+
+
+def _adaptive(low: Lowering, x: Operand, kind: int, size: Sequence[int], axes: int) -> torch.Tensor:
+    x = _map(low, x, axes)
+    result = low.result((*x.shape[:2], *size), channels_last=True)
+    return low.step(low.kernels.AdaptivePool(kind, [1, *size][-2:]), [x], result)
+
+
+@lowers(aten.adaptive_avg_pool2d.default)
+def adaptive_avg_pool2d(low: Lowering, x: Operand, output_size: Sequence[int]) -> torch.Tensor:
+    """Means of as many even parts."""
+    return _adaptive(low, x, AVERAGE, output_size, 2)
+
+
+@lowers(aten.adaptive_avg_pool1d.default)
+def adaptive_avg_pool1d(low: Lowering, x: Operand, output_size: Sequence[int]) -> torch.Tensor:
+    """Means of as many even parts."""
+    return _adaptive(low, x, AVERAGE, output_size, 1)
+
+
+@lowers(aten.mean.dim)
+def mean(
+    low: Lowering, x: Operand, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: Any = None
+) -> torch.Tensor:
+    """Over all axes behind the channels of a map, or over the last axes of rows."""
+    rank = len(x.tensor.shape if isinstance(x, Pending) else x.shape)
+    axes = sorted(d % rank for d in (range(rank) if not dim else dim))
+    if dtype not in (None, torch.float32) or axes != list(range(rank - len(axes), rank)):
+        raise NotLowered("a mean over other axes than the last ones")
+    x = low.ready(x)
+    if rank in (3, 4) and len(axes) == rank - 2 and as_channels_last(x) is not None:
+        pooled = _adaptive(low, x, AVERAGE, [1] * (rank - 2), rank - 2)
+        return pooled if keepdim else pooled.flatten(1)
+    x = low.contiguous(x)
+    result = low.new((*x.shape[: rank - len(axes)], *([1] * len(axes) if keepdim else [])))
+    return low.step(low.kernels.Reduce(MEAN, len(axes)), [x], result)
