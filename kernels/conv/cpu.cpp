@@ -42,6 +42,43 @@ void pack_direct(const ConvGeometry& g, const Weight& weight, float* to) {
           for (int64_t o = first; o < first + kConvLanes; o++) *to++ = o < outputs ? weight(group * outputs + o, c, tap) : 0.0f;
 }
 
+// to[panel][position][channel][16]: G g G^T, in double precision and rounded once. Returns the largest sum of absolute weights that an
+// output channel has at one position.
+template <class Weight>
+double pack_winograd(const ConvGeometry& g, const Weight& weight, float* to) {
+  constexpr double G[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+  const int64_t C = g.in_channels;
+  std::vector<double> sums(16);
+  double largest = 0;
+  for (int64_t o = 0; o < g.group_panels() * kConvLanes; o++) {
+    float* const panel = to + o / kConvLanes * 16 * C * kConvLanes + o % kConvLanes;
+    std::fill(sums.begin(), sums.end(), 0.0);
+    for (int64_t c = 0; c < C; c++) {
+      double taps[9], half[4][3];
+      for (int64_t tap = 0; tap < 9; tap++) taps[tap] = o < g.out_channels ? double(weight(o, c, tap)) : 0;
+      for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 3; j++) half[i][j] = G[i][0] * taps[j] + G[i][1] * taps[3 + j] + G[i][2] * taps[6 + j];
+      for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) {
+          const double value = half[i][0] * G[j][0] + half[i][1] * G[j][1] + half[i][2] * G[j][2];
+          panel[((i * 4 + j) * C + c) * kConvLanes] = float(value);
+          sums[size_t(i * 4 + j)] += std::abs(value);
+        }
+    }
+    for (double sum : sums) largest = sum <= largest ? largest : sum;  // NaN stays
+  }
+  return largest;
+}
+
+// The largest pixel up to which nothing in Winograd's sums overflows: transformed pixels are up to four times a pixel, and an output adds
+// up nine sums. Negative where weights are not finite, or close to the end of the range.
+float largest_pixel(double weights, const float* bias, int64_t count) {
+  double largest = 0;
+  for (int64_t i = 0; i < count; i++) largest = std::max(largest, std::abs(double(bias[i])));
+  const double room = (0x1p125 - largest) / (1 + 36 * weights);
+  return room > 0 ? float(room) : -1;
+}
+
 }  // namespace
 
 ConvEpilogue::ConvEpilogue(bool residual, const std::vector<ActivationCall>& calls) : residual(residual) {
@@ -86,7 +123,8 @@ Conv::Conv(const ConvGeometry& geometry, const void* weight, const void* bias, b
     : layer_{geometry, nullptr, nullptr, nullptr, nullptr, 0, &kernels}, storage_(nullptr, free) {
   const ConvGeometry& g = geometry;
   const int64_t panels = panel_count(g), direct = panels * g.taps() * kConvLanes;
-  floats_ = direct + panels * kConvLanes + (g.in_channels + kConvLanes) / kConvLanes * kConvLanes;
+  const int64_t winograd = has_winograd_form(g) ? 16 * g.in_channels * panels * kConvLanes : 0;
+  floats_ = direct + winograd + panels * kConvLanes + (g.in_channels + kConvLanes) / kConvLanes * kConvLanes;
   storage_ = weight_floats(floats_);
   const auto value = [&](int64_t o, int64_t c, int64_t tap) {
     const int64_t at = (o * g.group_inputs() + c) * g.kernel_h * g.kernel_w + tap;
@@ -96,11 +134,16 @@ Conv::Conv(const ConvGeometry& geometry, const void* weight, const void* bias, b
   pack_direct(g, value, next);
   layer_.direct = next;
   next += direct;
+  const double weights = winograd ? pack_winograd(g, value, next) : 0;
+  layer_.winograd = winograd ? next : nullptr;
+  next += winograd;
   std::fill(next, storage_.get() + floats_, 0.0f);
   for (int64_t o = 0; bias && o < g.out_channels; o++)
     next[o / g.group_outputs() * g.group_panels() * kConvLanes + o % g.group_outputs()] = static_cast<const float*>(bias)[o];
   layer_.bias = next;
   layer_.zeros = next + panels * kConvLanes;
+  layer_.largest_pixel = largest_pixel(weights, layer_.bias, panels * kConvLanes);
+  if (layer_.largest_pixel < 0) layer_.winograd = nullptr;
 }
 
 double Conv::estimate_ns(const View* inputs) const {
@@ -114,7 +157,8 @@ double Conv::estimate_ns(const View* inputs) const {
 void Conv::run(const ConvEpilogue& epilogue, const View* inputs, const View* outputs, Lease& lease) const {
   const ConvCall call(layer_.geometry, inputs, outputs, epilogue.residual);
   if (call.batch == 0 || layer_.geometry.out_channels == 0) return;
-  run_direct(layer_, epilogue, call, lease);
+  if (takes_winograd(layer_, call)) run_winograd(layer_, epilogue, call, lease);
+  else run_direct(layer_, epilogue, call, lease);
 }
 
 }  // namespace fastgraph

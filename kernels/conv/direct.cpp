@@ -124,21 +124,8 @@ class Direct {
     const int64_t C = g_.in_channels, begin = std::min(g_.padding_left, width()), end = std::min(begin + call_.width, width());
     if (y < 0 || y >= call_.height) return void(memset(to, 0, size_t(width() * C) * sizeof(float)));
     memset(to, 0, size_t(begin * C) * sizeof(float));
-    copy_pixels(call_.x + image * call_.image_stride + y * call_.row_stride, end - begin, to + begin * C);
+    copy_pixels(call_.x + image * call_.image_stride + y * call_.row_stride, call_.pixel_stride, call_.channel_stride, end - begin, C, to + begin * C);
     memset(to + end * C, 0, size_t((width() - end) * C) * sizeof(float));
-  }
-
-  void copy_pixels(const float* from, int64_t count, float* to) const {
-    const int64_t C = g_.in_channels;
-    if (call_.channel_stride == 1 && call_.pixel_stride == C) return void(memcpy(to, from, size_t(count * C) * sizeof(float)));
-    if (call_.channel_stride == 1) {
-      for (int64_t i = 0; i < count; i++) memcpy(to + i * C, from + i * call_.pixel_stride, size_t(C) * sizeof(float));
-      return;
-    }
-    constexpr int64_t kPart = 16;  // pixels: lines that are written stay in L1
-    for (int64_t first = 0; first < count; first += kPart)
-      for (int64_t c = 0; c < C; c++)
-        for (int64_t i = first; i < std::min(count, first + kPart); i++) to[i * C + c] = from[c * call_.channel_stride + i * call_.pixel_stride];
   }
 
   // The taps of output `pixel`, group by group.

@@ -1,5 +1,7 @@
 #include "products.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -42,6 +44,18 @@ ConvBlocks::ConvBlocks(const std::vector<ConvSegment>& taps) {
       room -= length;
     }
   }
+}
+
+void copy_pixels(const float* from, int64_t pixel_stride, int64_t channel_stride, int64_t count, int64_t channels, float* to) {
+  if (channel_stride == 1 && pixel_stride == channels) return void(memcpy(to, from, size_t(count * channels) * sizeof(float)));
+  if (channel_stride == 1) {
+    for (int64_t i = 0; i < count; i++) memcpy(to + i * channels, from + i * pixel_stride, size_t(channels) * sizeof(float));
+    return;
+  }
+  constexpr int64_t kPart = 16;  // pixels: the lines that are written stay in L1
+  for (int64_t first = 0; first < count; first += kPart)
+    for (int64_t c = 0; c < channels; c++)
+      for (int64_t i = first; i < std::min(count, first + kPart); i++) to[i * channels + c] = from[c * channel_stride + i * pixel_stride];
 }
 
 ConvUnits::ConvUnits(const ConvLayer& layer, int64_t count, int64_t least)

@@ -54,6 +54,9 @@ void for_tiles(int64_t rows, int64_t most, const Body& body) {
   }
 }
 
+// Pixels of one row, channels last without gaps, whatever they were.
+void copy_pixels(const float* from, int64_t pixel_stride, int64_t channel_stride, int64_t count, int64_t channels, float* to);
+
 // Pixels a constant stride apart, and where their results go.
 struct PixelRun {
   const float* pixels;
