@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../conv/cpu.h"
 #include "../conv_pool_mlp/cpu.h"
 #include "../cpu/activation.h"
 #include "ceiling.h"
@@ -52,6 +53,20 @@ void make_conv_pool(ConvPool* self, Address weight, Address bias, const std::vec
   const ConvPoolGeometry geometry{v[0], v[1], v[2],  v[3],  v[4],  v[5],  v[6],  v[7],     v[8],
                                   v[9], v[10], v[11], v[12], v[13], v[14], v[15], ceil_mode};
   new (self) ConvPool(geometry, input(weight), input(bias), bf16, families::conv_pool.kernels());
+}
+
+// conv's sizes in the order of ConvGeometry
+void make_conv(Conv* self, Address weight, Address bias, const std::vector<int64_t>& v, bool bf16) {
+  if (v.size() != 13) throw std::invalid_argument("geometry: needs 13 sizes");
+  const ConvGeometry geometry{v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12]};
+  new (self) Conv(geometry, reinterpret_cast<const void*>(weight), input(bias), bf16, families::conv.kernels());
+}
+
+// activations: number (enum Activation) and its two parameters
+void make_conv_with(ConvWith* self, const Conv& conv, bool residual, const std::vector<std::tuple<int, float, float>>& activations) {
+  std::vector<ActivationCall> calls;
+  for (const auto& [kind, a, b] : activations) calls.push_back({static_cast<Activation>(kind), a, b});
+  new (self) ConvWith(conv, residual, calls);
 }
 
 std::vector<View> views(nb::list tensors) {
@@ -150,6 +165,10 @@ NB_MODULE(_native, m) {
       .def("run", &run, "inputs"_a, "outputs"_a, "threads"_a)
       .def_prop_ro("packed_bytes", &Kernel::packed_bytes);
   nb::class_<Mlp, Kernel>(m, "Mlp").def("__init__", &make_mlp, "layers"_a, "bf16"_a);
+  nb::class_<Conv, Kernel>(m, "Conv", "A convolution, channels last; see kernels/conv/cpu.h.")
+      .def("__init__", &make_conv, "weight"_a, "bias"_a, "geometry"_a, "bf16"_a);
+  nb::class_<ConvWith, Kernel>(m, "ConvWith", "The same with a residual and activations behind it.")
+      .def("__init__", &make_conv_with, "conv"_a, "residual"_a, "activations"_a, nb::keep_alive<1, 2>());
   nb::class_<ConvPool, Kernel>(m, "ConvPool").def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a, "bf16"_a);
   nb::class_<ConvPoolMlp, Kernel>(m, "ConvPoolMlp")
       .def(nb::init<const ConvPool&, const Mlp&>(), "conv_pool"_a, "mlp"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());

@@ -12,6 +12,7 @@ namespace fastgraph {
 extern const GemmKernels gemm_f32_avx512, gemm_f32_avx2, gemm_f32_scalar;
 extern const GemmKernels gemm_bf16_avx512_bf16, gemm_bf16_avx512, gemm_bf16_avx2, gemm_bf16_scalar;
 extern const ElementwiseKernels elementwise_avx512, elementwise_avx2, elementwise_scalar;
+extern const ConvKernels conv_avx512, conv_avx2, conv_scalar;
 extern const ConvPoolKernels conv_pool_avx512_bf16, conv_pool_avx512, conv_pool_avx2, conv_pool_scalar;
 extern const CeilingKernels ceiling_avx512_bf16, ceiling_avx512, ceiling_avx2, ceiling_scalar;
 
@@ -35,6 +36,8 @@ constexpr FamilyRow<GemmKernels> kGemmBf16[] = {{"avx512_bf16", kAvx512Bf16Set, 
                                                 {"scalar", 0, &gemm_bf16_scalar}};
 constexpr FamilyRow<ElementwiseKernels> kElementwise[] = {
     {"avx512", kAvx512Set, &elementwise_avx512}, {"avx2", kAvx2Set, &elementwise_avx2}, {"scalar", 0, &elementwise_scalar}};
+constexpr FamilyRow<ConvKernels> kConv[] = {
+    {"avx512", kAvx512Set, &conv_avx512}, {"avx2", kAvx2Set, &conv_avx2}, {"scalar", 0, &conv_scalar}};
 constexpr FamilyRow<ConvPoolKernels> kConvPool[] = {{"avx512_bf16", kAvx512Bf16Set, &conv_pool_avx512_bf16, dot_gain},
                                                     {"avx512", kAvx512Set, &conv_pool_avx512},
                                                     {"avx2", kAvx2Set, &conv_pool_avx2},
@@ -98,6 +101,7 @@ FamilyChoice Family<Kernels>::choice() const {
 namespace families {
 const Family<GemmKernels> gemm_f32("gemm_f32", kGemmF32), gemm_bf16("gemm_bf16", kGemmBf16);
 const Family<ElementwiseKernels> elementwise("elementwise", kElementwise);
+const Family<ConvKernels> conv("conv", kConv);
 const Family<ConvPoolKernels> conv_pool("conv_pool", kConvPool);
 const Family<CeilingKernels> ceiling("ceiling", kCeiling);
 }  // namespace families
@@ -105,11 +109,12 @@ const Family<CeilingKernels> ceiling("ceiling", kCeiling);
 void family_choices(FamilyChoice (&choices)[kFamilyCount]) {
   using namespace families;
   int i = 0;
-  for (const FamilyChoice& one : {gemm_f32.choice(), gemm_bf16.choice(), elementwise.choice(), conv_pool.choice(), ceiling.choice()}) choices[i++] = one;
+  for (const FamilyChoice& one : {gemm_f32.choice(), gemm_bf16.choice(), elementwise.choice(), conv.choice(), conv_pool.choice(), ceiling.choice()}) choices[i++] = one;
 }
 
 template class Family<GemmKernels>;
 template class Family<ElementwiseKernels>;
+template class Family<ConvKernels>;
 template class Family<ConvPoolKernels>;
 template class Family<CeilingKernels>;
 

@@ -6,6 +6,7 @@
 
 #include <stdint.h>
 
+#include "../conv/kernels.h"
 #include "../conv_pool/cpu.h"
 #include "../cpu/gemm/gemm.h"
 #include "ceiling.h"
@@ -64,11 +65,12 @@ class Family {
 namespace families {
 extern const Family<GemmKernels> gemm_f32, gemm_bf16;
 extern const Family<ElementwiseKernels> elementwise;
+extern const Family<ConvKernels> conv;
 extern const Family<ConvPoolKernels> conv_pool;
 extern const Family<CeilingKernels> ceiling;
 }  // namespace families
 
-constexpr int kFamilyCount = 5;
+constexpr int kFamilyCount = 6;
 void family_choices(FamilyChoice (&choices)[kFamilyCount]);
 
 }  // namespace fastgraph

@@ -1,4 +1,5 @@
 // Rows of the families for any processor.
+#include "../../conv/cpu.inl"
 #include "../../conv_pool/cpu.inl"
 #include "../../cpu/gemm/bf16_widened.h"
 #include "../../cpu/gemm/f32.h"
@@ -8,12 +9,14 @@ namespace fastgraph {
 
 extern const GemmKernels gemm_f32_scalar, gemm_bf16_scalar;
 extern const ElementwiseKernels elementwise_scalar;
+extern const ConvKernels conv_scalar;
 extern const ConvPoolKernels conv_pool_scalar;
 extern const CeilingKernels ceiling_scalar;
 
 const GemmKernels gemm_f32_scalar = {&f32_panels, FASTGRAPH_ISA::gemm_f32, nullptr};
 const GemmKernels gemm_bf16_scalar = {&bf16_pairs, FASTGRAPH_ISA::gemm_bf16, nullptr};
 const ElementwiseKernels elementwise_scalar = {FASTGRAPH_ISA::finish_rows};
+const ConvKernels conv_scalar = FASTGRAPH_ISA::kConv;
 const ConvPoolKernels conv_pool_scalar = {FASTGRAPH_ISA::conv_pool_strip, FASTGRAPH_ISA::kConvPoolDots};
 const CeilingKernels ceiling_scalar = {FASTGRAPH_ISA::fma_f32, FASTGRAPH_ISA::kFmaFlops, FASTGRAPH_ISA::read, nullptr, 0};
 

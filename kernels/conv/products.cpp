@@ -1,0 +1,145 @@
+#include "products.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "../cpu/arena.h"
+#include "../cpu/gemm/tile.h"
+
+namespace fastgraph {
+namespace {
+
+// Rows of a strip: enough pixels to pay for reading the weights once more, few enough that what lies beside them stays in L2.
+constexpr int64_t kStripPixels = 96, kStripFloats = 96 * 1024;
+
+// Cycles that a step of k takes, roughly, of two multiply-adds or loads each; eight sums at least hide their latency.
+double tile_cycles(int64_t panels, int64_t rows) { return std::max({panels * rows / 2.0, (panels + rows) / 2.0, 4.0}) + 0.25; }
+
+double run_cycles(int64_t panels, int64_t count, int64_t most) {
+  const int64_t tiles = (count + most - 1) / most, rows = count / tiles, larger = count % tiles;
+  return double(larger) * tile_cycles(panels, rows + 1) + double(tiles - larger) * tile_cycles(panels, rows);
+}
+
+}  // namespace
+
+ConvBlocks::ConvBlocks(const std::vector<ConvSegment>& taps) {
+  int64_t total = 0;
+  for (const ConvSegment& s : taps) total += s.length;
+  const int64_t size = FASTGRAPH_ISA::sum_block(total);
+  int64_t k = 0, room = 0;
+  if (total == 0) blocks.push_back({0, 0, 0});
+  for (ConvSegment s : taps) {
+    while (s.length > 0) {
+      if (room == 0) {
+        blocks.push_back({int64_t(segments.size()), 0, k});
+        room = size;
+      }
+      const int64_t length = std::min(s.length, room);
+      segments.push_back({s.offset, length});
+      blocks.back().count++;
+      s = {s.offset + length, s.length - length};
+      k += length;
+      room -= length;
+    }
+  }
+}
+
+void copy_pixels(const float* from, int64_t pixel_stride, int64_t channel_stride, int64_t count, int64_t channels, float* to) {
+  if (channel_stride == 1 && pixel_stride == channels) return void(memcpy(to, from, size_t(count * channels) * sizeof(float)));
+  if (channel_stride == 1) {
+    for (int64_t i = 0; i < count; i++) memcpy(to + i * channels, from + i * pixel_stride, size_t(channels) * sizeof(float));
+    return;
+  }
+  constexpr int64_t kPart = 16;  // pixels: the lines that are written stay in L1
+  for (int64_t first = 0; first < count; first += kPart)
+    for (int64_t c = 0; c < channels; c++)
+      for (int64_t i = first; i < std::min(count, first + kPart); i++) to[i * channels + c] = from[c * channel_stride + i * pixel_stride];
+}
+
+ConvUnits::ConvUnits(const ConvLayer& layer, int64_t count, int64_t least)
+    : groups_(layer.geometry.groups), panels_(layer.geometry.group_panels()), per_group_(panels_), widest_(1) {
+  double best = HUGE_VAL;
+  for (int64_t width = 1; width <= kMaxConvPanels && layer.kernels->most_rows[width] > 0; width++) {
+    const int64_t units = (panels_ + width - 1) / width;
+    if (width > 1 && groups_ * units < least) break;
+    const int64_t narrow = panels_ / units, wider = panels_ % units;
+    double cycles = double(units - wider) * run_cycles(narrow, count, layer.kernels->most_rows[narrow]);
+    if (wider) cycles += double(wider) * run_cycles(narrow + 1, count, layer.kernels->most_rows[narrow + 1]);
+    if (cycles <= best) {
+      best = cycles;
+      per_group_ = units;
+      widest_ = narrow + (wider > 0);
+    }
+  }
+}
+
+const float* ConvSums::weights(const ConvUnit& unit) const {
+  const ConvGeometry& g = layer.geometry;
+  return layer.direct + (unit.group * g.group_panels() + unit.panel) * g.taps() * kConvLanes;
+}
+
+void ConvSums::run(const std::vector<PixelRun>& runs, int64_t first, int64_t last, float* sums) const {
+  for (int64_t u = first; u < last; u++) {
+    const ConvUnit unit = units[u];
+    run_unit(runs, unit, weights(u + 1 < last ? units[u + 1] : unit), sums);
+  }
+}
+
+// A block of k of some panels is read once, and stays in the caches for all pixels. `next`: the weights of the unit that follows.
+void ConvSums::run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit, const float* next, float* sums) const {
+  const ConvGeometry& g = layer.geometry;
+  const int64_t channel = unit.group * g.group_outputs() + unit.panel * kConvLanes, width = unit.panels * kConvLanes;
+  const int64_t channels = std::min(width, g.group_outputs() - unit.panel * kConvLanes);
+  const int64_t most = layer.kernels->most_rows[unit.panels];
+  const float* const panels = weights(unit);
+  ConvTile tile{};
+  tile.panel_stride = g.taps() * kConvLanes;
+  tile.residual_stride = residual_stride;
+  for (size_t b = 0; b < blocks.blocks.size(); b++) {
+    const ConvBlocks::Block& block = blocks.blocks[b];
+    const bool is_first = b == 0, is_last = b + 1 == blocks.blocks.size();
+    tile.segments = blocks.segments.data() + block.first;
+    tile.segment_count = block.count;
+    tile.weights = panels + block.k * kConvLanes;
+    tile.base_stride = is_first ? 0 : width;
+    tile.low = is_last ? epilogue.low : -HUGE_VALF;
+    tile.high = is_last ? epilogue.high : HUGE_VALF;
+    tile.out_stride = is_last ? y_stride : width;
+    tile.lanes = is_last ? channels - (width - kConvLanes) : kConvLanes;
+    const float* const following = is_last ? next : panels + blocks.blocks[b + 1].k * kConvLanes;
+    float* so_far = sums;
+    int64_t tiles = 0;
+    for (const PixelRun& run : runs) {
+      tile.pixel_stride = run.pixel_stride;
+      for_tiles(run.count, most, [&](int64_t row, int64_t rows) {
+        tile.pixels = run.pixels + unit.group * group_stride + row * run.pixel_stride;
+        tile.ahead = tiles < unit.panels ? following + tiles++ * tile.panel_stride : tile.weights;
+        tile.base = is_first ? layer.bias + (unit.group * g.group_panels() + unit.panel) * kConvLanes : so_far;
+        tile.out = is_last ? run.out + row * y_stride + channel : so_far;
+        tile.residual = is_last && run.residual ? run.residual + row * residual_stride + channel : nullptr;
+        layer.kernels->tiles[unit.panels][rows](tile);
+        if (is_last)
+          for (const ActivationCall& call : epilogue.activations) layer.kernels->activate(call, tile.out, y_stride, rows, channels);
+        so_far += rows * width;
+      });
+    }
+  }
+}
+
+ConvDivision ConvDivision::of(int64_t rows, int64_t pixels, int64_t floats, int64_t weights, int64_t read, int64_t units, int threads) {
+  if (threads > 1 && (rows < threads || (weights > read && units >= threads))) return {1, units > 1};
+  const int64_t least = (kStripPixels + pixels - 1) / pixels, most = std::max(least, kStripFloats / std::max<int64_t>(floats, 1));
+  const int64_t strips = ((rows + most - 1) / most + threads - 1) / threads * threads;
+  return {std::min(strips, rows), false};
+}
+
+SharedScratch::SharedScratch(int64_t shared, int64_t own) : data_(thread_arena(shared + own)), shared_(shared), own_(own) {}
+
+float* SharedScratch::own() const {
+  float* const data = thread_arena(own_);
+  return data == data_ ? data + shared_ : data;
+}
+
+}  // namespace fastgraph

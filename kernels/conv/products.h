@@ -1,0 +1,109 @@
+// What both methods share: the loops over panels, blocks of k and tiles of pixels, and how a call is divided.
+#pragma once
+
+#include <vector>
+
+#include "cpu.h"
+
+namespace fastgraph {
+
+constexpr int64_t kConvLanes = 16;
+
+// The taps of a pixel, cut into the blocks of k that are summed one after the other (../cpu/gemm/tile.h).
+struct ConvBlocks {
+  struct Block {
+    int64_t first, count;  // segments
+    int64_t k;             // of the first tap
+  };
+  std::vector<ConvSegment> segments;
+  std::vector<Block> blocks;
+
+  // `taps`: where they lie, in their order.
+  explicit ConvBlocks(const std::vector<ConvSegment>& taps);
+};
+
+// Panels that are summed together, all of one group.
+struct ConvUnit {
+  int64_t group, panel, panels;  // panel: within the group
+};
+
+class ConvUnits {
+ public:
+  // For pixels that come in runs of `count`; at least `least` units if there are so many panels.
+  ConvUnits(const ConvLayer& layer, int64_t count, int64_t least);
+
+  int64_t count() const { return groups_ * per_group_; }
+  int64_t widest() const { return widest_; }  // panels
+  ConvUnit operator[](int64_t i) const {
+    const int64_t part = i % per_group_, first = panels_ * part / per_group_;
+    return {i / per_group_, first, panels_ * (part + 1) / per_group_ - first};
+  }
+
+ private:
+  int64_t groups_, panels_, per_group_, widest_;
+};
+
+// Calls body(first row, rows) for tiles of at most `most` rows, the fewest, as even as can be.
+template <class Body>
+void for_tiles(int64_t rows, int64_t most, const Body& body) {
+  const int64_t count = (rows + most - 1) / most;
+  for (int64_t t = 0, first = 0; t < count; t++) {
+    const int64_t end = rows * (t + 1) / count;
+    body(first, end - first);
+    first = end;
+  }
+}
+
+// Pixels of one row, channels last without gaps, whatever they were.
+void copy_pixels(const float* from, int64_t pixel_stride, int64_t channel_stride, int64_t count, int64_t channels, float* to);
+
+// Pixels a constant stride apart, and where their results go.
+struct PixelRun {
+  const float* pixels;
+  int64_t pixel_stride, count;
+  float* out;
+  const float* residual;  // or null
+};
+
+// Sums of products of runs of pixels with the panels, and what follows them.
+struct ConvSums {
+  const ConvLayer& layer;
+  const ConvEpilogue& epilogue;
+  const ConvUnits& units;
+  const ConvBlocks& blocks;
+  int64_t group_stride;  // floats from a pixel's taps of one group to those of the next
+  int64_t y_stride, residual_stride;
+
+  // Units [first, last); `sums` holds floats(pixels).
+  void run(const std::vector<PixelRun>& runs, int64_t first, int64_t last, float* sums) const;
+  int64_t floats(int64_t pixels) const { return blocks.blocks.size() > 1 ? pixels * units.widest() * kConvLanes : 0; }
+
+ private:
+  void run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit, const float* next, float* sums) const;
+  const float* weights(const ConvUnit& unit) const;
+};
+
+// How a call is cut. Where weights are more than what they meet, threads divide the panels and share one strip of all rows; else each
+// takes strips of rows.
+struct ConvDivision {
+  int64_t strips;
+  bool shares;
+
+  // pixels and floats: of one row, with what lies beside it in scratch memory; read: floats of weights, and of all rows.
+  static ConvDivision of(int64_t rows, int64_t pixels, int64_t floats, int64_t weights, int64_t read, int64_t units, int threads);
+};
+
+// The calling thread's scratch memory where others see a part of it, and its own behind that.
+class SharedScratch {
+ public:
+  SharedScratch(int64_t shared, int64_t own);
+  float* shared() const { return data_; }
+  // Of whichever thread asks.
+  float* own() const;
+
+ private:
+  float* data_;
+  int64_t shared_, own_;
+};
+
+}  // namespace fastgraph

@@ -1,0 +1,292 @@
+// Winograd's method over strips of rows of tiles: a strip is transformed once, then for each unit of panels position after position is
+// multiplied for all of its tiles, whose weights stay in the caches meanwhile, and the sums are transformed back.
+//
+// A tile's outputs share what its sixteen pixels are added to. Where a pixel is out of proportion to the nine that an output is of,
+// what should have cancelled stays as an error in proportion to that pixel, and infinities and NaN spread: such a tile is summed
+// directly. Which tiles those are depends on their own pixels alone.
+#include <string.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "products.h"
+
+namespace fastgraph {
+namespace {
+
+// How many times the largest of an output's own nine pixels the largest of the tile's sixteen may be. Beside nine zeros anything may
+// be: ordinary maps are full of them.
+constexpr float kReach = 16;
+
+// Outputs of a tile, and pixels.
+constexpr int64_t kSide = 2, kPixels = 4, kPositions = 16;
+
+constexpr int64_t round_up(int64_t floats) { return (floats + kConvLanes - 1) / kConvLanes * kConvLanes; }
+
+class Winograd {
+ public:
+  Winograd(const ConvLayer& layer, const ConvEpilogue& epilogue, const ConvCall& call, int threads)
+      : layer_(layer), g_(layer.geometry), epilogue_(epilogue), call_(call), tile_rows_((call.out_height + 1) / kSide),
+        tile_columns_((call.out_width + 1) / kSide), depth_(round_up(g_.in_channels)), channels_({{0, g_.in_channels}}), taps_(patch_taps()),
+        division_(divide(threads)), units_(layer, rows() * tile_columns_ / division_.strips, division_.shares ? threads : 1),
+        direct_{layer, epilogue, units_, taps_, 0, call.y_stride, call.residual_stride} {}
+
+  void run(Lease& lease) const {
+    if (division_.shares) return run_shared(lease);
+    lease.run(division_.strips, [&](int64_t i) {
+      const int64_t first = rows() * i / division_.strips, last = rows() * (i + 1) / division_.strips;
+      const SharedScratch scratch(0, strip_floats(first, last) + sums_floats(first, last));
+      const Strip strip = lay_out(first, last, scratch.shared());
+      float* const sums = scratch.shared() + strip_floats(first, last);
+      transform(strip, first, last, sums);
+      multiply(strip, 0, units_.count(), sums);
+      if (const std::vector<PixelRun> runs = patches(strip); !runs.empty()) direct_.run(runs, 0, units_.count(), sums);
+    });
+  }
+
+ private:
+  // Rows of tiles [first, last) over all images, transformed.
+  struct Strip {
+    int64_t first, tiles, stride;  // floats from one position to the next: an odd number of cache lines, or they would meet
+    float* positions;              // [16][tiles][depth]
+    uint8_t* is_direct;            // [tiles]
+  };
+
+  struct Tile {
+    int64_t image, row, column;  // of its first output
+  };
+
+  // Panels are divided; rows are transformed by all, for all.
+  void run_shared(Lease& lease) const {
+    const SharedScratch scratch(strip_floats(0, rows()), sums_floats(0, rows()));
+    const Strip strip = lay_out(0, rows(), scratch.shared());
+    const int64_t parts = std::min<int64_t>(lease.threads(), rows()), units = units_.count(), chunks = std::min<int64_t>(lease.threads(), units);
+    lease.run(parts, [&](int64_t part) { transform(strip, rows() * part / parts, rows() * (part + 1) / parts, scratch.own()); });
+    lease.run(chunks, [&](int64_t c) { multiply(strip, units * c / chunks, units * (c + 1) / chunks, scratch.own()); });
+    if (const std::vector<PixelRun> runs = patches(strip); !runs.empty())
+      lease.run(chunks, [&](int64_t c) { direct_.run(runs, units * c / chunks, units * (c + 1) / chunks, scratch.own()); });
+  }
+
+  int64_t rows() const { return call_.batch * tile_rows_; }
+  static int64_t odd_lines(int64_t floats) { return ((floats + kConvLanes - 1) / kConvLanes | 1) * kConvLanes; }
+
+  int64_t position_floats(int64_t tiles) const { return odd_lines(tiles * depth_); }
+  int64_t strip_floats(int64_t first, int64_t last) const {
+    const int64_t tiles = (last - first) * tile_columns_;
+    return kPositions * position_floats(tiles) + round_up((tiles + 3) / 4);
+  }
+  int64_t sum_stride(int64_t tiles) const { return odd_lines(tiles * units_.widest() * kConvLanes); }
+  int64_t sums_floats(int64_t first, int64_t last) const {
+    return kPositions * sum_stride((last - first) * tile_columns_) + kPixels * columns();
+  }
+  int64_t columns() const { return kSide * tile_columns_ + kPixels - kSide; }  // of pixels, with those outside
+
+  ConvDivision divide(int threads) const {
+    const int64_t tile = kPositions * (depth_ + 2 * kConvLanes);
+    return ConvDivision::of(rows(), tile_columns_, tile_columns_ * tile, kPositions * g_.in_channels * g_.out_channels,
+                            kPositions * rows() * tile_columns_ * g_.in_channels, g_.group_panels(), threads);
+  }
+
+  Strip lay_out(int64_t first, int64_t last, float* memory) const {
+    const int64_t tiles = (last - first) * tile_columns_, stride = position_floats(tiles);
+    return {first, tiles, stride, memory, reinterpret_cast<uint8_t*>(memory + kPositions * stride)};
+  }
+
+  Tile tile_of(int64_t row, int64_t column) const { return {row / tile_rows_, row % tile_rows_ * kSide, column * kSide}; }
+  Tile tile_of(const Strip& strip, int64_t tile) const { return tile_of(strip.first + tile / tile_columns_, tile % tile_columns_); }
+
+  const float* pixel_row(int64_t image, int64_t y) const {
+    return y < 0 || y >= call_.height ? nullptr : call_.x + image * call_.image_stride + y * call_.row_stride;
+  }
+  bool has_column(int64_t x) const { return x >= 0 && x < call_.width; }
+
+  void find_pixels(const Tile& tile, const float* (&pixels)[kPositions]) const {
+    for (int64_t i = 0; i < kPixels; i++) {
+      const float* const row = pixel_row(tile.image, tile.row - g_.padding_top + i);
+      for (int64_t j = 0; j < kPixels; j++) {
+        const int64_t x = tile.column - g_.padding_left + j;
+        pixels[i * kPixels + j] = row && has_column(x) ? row + x * call_.pixel_stride : layer_.zeros;
+      }
+    }
+  }
+
+  // Rows of tiles [first, last) of a strip. `largest` has room for four rows of pixels.
+  void transform(const Strip& strip, int64_t first, int64_t last, float* largest) const {
+    for (int64_t row = first; row < last; row++) {
+      const bool continues = row > first && row % tile_rows_ != 0;
+      find_largest(tile_of(row, 0), continues, largest);
+      for (int64_t column = 0; column < tile_columns_; column++) {
+        const Tile tile = tile_of(row, column);
+        const int64_t at = (row - strip.first) * tile_columns_ + column;
+        const float* pixels[kPositions];
+        find_pixels(tile, pixels);
+        layer_.kernels->transform(pixels, g_.in_channels, strip.positions + at * depth_, strip.stride);
+        strip.is_direct[at] = is_out_of_proportion(tile, largest + tile.column);
+      }
+    }
+  }
+
+  // Of the pixels of a row of tiles, zeros outside; the first rows are the last ones of the row before, if it continues that.
+  void find_largest(const Tile& tile, bool continues, float* to) const {
+    const int64_t known = continues ? kPixels - kSide : 0, begin = std::min(g_.padding_left, columns());
+    const int64_t count = std::min(call_.width, columns() - begin);
+    if (continues) memcpy(to, to + kSide * columns(), size_t(known * columns()) * sizeof(float));
+    for (int64_t i = known; i < kPixels; i++) {
+      const float* const row = pixel_row(tile.image, tile.row - g_.padding_top + i);
+      std::fill(to + i * columns(), to + (i + 1) * columns(), 0.0f);
+      if (row) layer_.kernels->largest(row, call_.pixel_stride, count, g_.in_channels, to + i * columns() + begin);
+    }
+  }
+
+  // `largest`: of the tile's first pixel.
+  bool is_out_of_proportion(const Tile& tile, const float* largest) const {
+    float columns_of[kSide][kPixels];  // of the three rows of an output
+    for (int64_t j = 0; j < kPixels; j++) {
+      const float *at = largest + j, inner = larger(at[columns()], at[2 * columns()]);
+      columns_of[0][j] = larger(at[0], inner);
+      columns_of[1][j] = larger(inner, at[3 * columns()]);
+    }
+    float all = 0, least = HUGE_VALF;
+    for (int64_t i = 0; i < kSide && tile.row + i < call_.out_height; i++) {
+      const float* const of = columns_of[i];
+      for (int64_t j = 0; j < kSide && tile.column + j < call_.out_width; j++) {
+        const float window = larger(of[j], larger(of[j + 1], of[j + 2]));
+        all = larger(all, window);
+        if (window < least && window > 0) least = window;
+      }
+    }
+    return !(all <= layer_.largest_pixel) || all > kReach * least;
+  }
+
+  // NaN where either is.
+  static float larger(float a, float b) { return a > b || a != a ? a : b; }
+
+  void multiply(const Strip& strip, int64_t first, int64_t last, float* sums) const {
+    for (int64_t u = first; u < last; u++) {
+      const ConvUnit unit = units_[u];
+      multiply_unit(strip, unit, weights(u + 1 < last ? units_[u + 1] : unit), sums);
+      finish(strip, unit, sums);
+    }
+  }
+
+  const float* weights(const ConvUnit& unit) const { return layer_.winograd + unit.panel * kPositions * g_.in_channels * kConvLanes; }
+
+  void multiply_unit(const Strip& strip, const ConvUnit& unit, const float* next, float* sums) const {
+    const int64_t width = unit.panels * kConvLanes, most = layer_.kernels->most_rows[unit.panels], position = g_.in_channels * kConvLanes;
+    const float* const panels = weights(unit);
+    ConvTile tile{};
+    tile.pixel_stride = depth_;
+    tile.panel_stride = kPositions * position;
+    tile.base_stride = tile.out_stride = width;
+    tile.low = -HUGE_VALF;
+    tile.high = HUGE_VALF;
+    tile.lanes = kConvLanes;
+    for (int64_t q = 0; q < kPositions; q++) {
+      const float* const following = q + 1 < kPositions ? panels + (q + 1) * position : next;
+      int64_t tiles = 0;
+      for (size_t b = 0; b < channels_.blocks.size(); b++) {
+        const ConvBlocks::Block& block = channels_.blocks[b];
+        tile.segments = channels_.segments.data() + block.first;
+        tile.segment_count = block.count;
+        tile.weights = panels + q * position + block.k * kConvLanes;
+        for_tiles(strip.tiles, most, [&](int64_t row, int64_t rows) {
+          tile.pixels = strip.positions + q * strip.stride + row * depth_;
+          tile.ahead = tiles < unit.panels ? following + tiles++ * tile.panel_stride : tile.weights;
+          tile.out = sums + q * sum_stride(strip.tiles) + row * width;
+          tile.base = b > 0 ? tile.out : nullptr;
+          layer_.kernels->tiles[unit.panels][rows](tile);
+        });
+      }
+    }
+  }
+
+  void finish(const Strip& strip, const ConvUnit& unit, const float* sums) const {
+    const int64_t channel = unit.panel * kConvLanes, width = unit.panels * kConvLanes, channels = std::min(width, g_.out_channels - channel);
+    ConvWinogradTile to{};
+    to.position_stride = sum_stride(strip.tiles);
+    to.bias = layer_.bias + channel;
+    to.low = epilogue_.low;
+    to.high = epilogue_.high;
+    to.panels = unit.panels;
+    to.lanes = channels - (width - kConvLanes);
+    for (int64_t t = 0; t < strip.tiles; t++) {
+      if (strip.is_direct[t]) continue;
+      const Tile tile = tile_of(strip, t);
+      to.sums = sums + t * width;
+      for (int64_t i = 0; i < kSide * kSide; i++) {
+        const int64_t row = tile.row + i / kSide, column = tile.column + i % kSide;
+        const int64_t pixel = (tile.image * call_.out_height + row) * call_.out_width + column;
+        const bool exists = row < call_.out_height && column < call_.out_width;
+        to.out[i] = exists ? call_.y + pixel * call_.y_stride + channel : nullptr;
+        to.residual[i] = exists && call_.residual ? call_.residual + pixel * call_.residual_stride + channel : nullptr;
+      }
+      layer_.kernels->finish(to);
+      for (const ActivationCall& call : epilogue_.activations)
+        for (float* out : to.out)
+          if (out) layer_.kernels->activate(call, out, 0, 1, channels);
+    }
+  }
+
+  // A tile's pixels as a map of their own, [4][4][channels].
+  std::vector<ConvSegment> patch_taps() const {
+    const int64_t C = g_.in_channels;
+    return {{0, 3 * C}, {kPixels * C, 3 * C}, {2 * kPixels * C, 3 * C}};
+  }
+
+  // The outputs of the tiles that are summed directly; their pixels are copied to where the positions were.
+  std::vector<PixelRun> patches(const Strip& strip) const {
+    const int64_t C = g_.in_channels;
+    std::vector<PixelRun> runs;
+    float* to = strip.positions;
+    for (int64_t t = 0; t < strip.tiles; t++) {
+      if (!strip.is_direct[t]) continue;
+      const Tile tile = tile_of(strip, t);
+      const float* pixels[kPositions];
+      find_pixels(tile, pixels);
+      for (int64_t i = 0; i < kPositions; i++) memcpy(to + i * C, pixels[i], size_t(C) * sizeof(float));
+      for (int64_t i = 0; i < kSide && tile.row + i < call_.out_height; i++) {
+        const int64_t pixel = (tile.image * call_.out_height + tile.row + i) * call_.out_width + tile.column;
+        runs.push_back({to + i * kPixels * C, C, std::min(kSide, call_.out_width - tile.column), call_.y + pixel * call_.y_stride,
+                        call_.residual ? call_.residual + pixel * call_.residual_stride : nullptr});
+      }
+      to += kPositions * C;
+    }
+    return runs;
+  }
+
+  const ConvLayer& layer_;
+  const ConvGeometry& g_;
+  const ConvEpilogue& epilogue_;
+  const ConvCall& call_;
+  int64_t tile_rows_, tile_columns_, depth_;
+  ConvBlocks channels_, taps_;
+  ConvDivision division_;
+  ConvUnits units_;
+  ConvSums direct_;
+};
+
+}  // namespace
+
+bool takes_winograd(const ConvLayer& layer, const ConvCall& call) {
+  const int64_t tiles = (call.out_height + 1) / kSide * ((call.out_width + 1) / kSide);
+  return layer.winograd && 16 * tiles * 5 < 9 * call.out_height * call.out_width * 4;
+}
+
+void run_winograd(const ConvLayer& layer, const ConvEpilogue& epilogue, const ConvCall& call, Lease& lease) {
+  if (call.channel_stride == 1) return Winograd(layer, epilogue, call, lease.threads()).run(lease);
+  const int64_t C = layer.geometry.in_channels, row_floats = call.width * C, rows = call.batch * call.height;
+  const AlignedFloats pixels = aligned_floats(rows * row_floats);
+  lease.run(rows, [&](int64_t row) {
+    const float* const from = call.x + row / call.height * call.image_stride + row % call.height * call.row_stride;
+    copy_pixels(from, call.pixel_stride, call.channel_stride, call.width, C, pixels.get() + row * row_floats);
+  });
+  ConvCall last = call;
+  last.x = pixels.get();
+  last.image_stride = call.height * row_floats;
+  last.row_stride = row_floats;
+  last.pixel_stride = C;
+  last.channel_stride = 1;
+  Winograd(layer, epilogue, last, lease.threads()).run(lease);
+}
+
+}  // namespace fastgraph
