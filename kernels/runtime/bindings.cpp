@@ -62,11 +62,48 @@ void make_conv(Conv* self, Address weight, Address bias, const std::vector<int64
   new (self) Conv(geometry, reinterpret_cast<const void*>(weight), input(bias), bf16, families::conv.kernels());
 }
 
-// activations: number (enum Activation) and its two parameters
-void make_conv_with(ConvWith* self, const Conv& conv, bool residual, const std::vector<std::tuple<int, float, float>>& activations) {
+// kind, a, b (enum Activation)
+using ActivationTuple = std::tuple<int, float, float>;
+
+std::vector<ActivationCall> activation_calls(const std::vector<ActivationTuple>& tuples) {
   std::vector<ActivationCall> calls;
-  for (const auto& [kind, a, b] : activations) calls.push_back({static_cast<Activation>(kind), a, b});
-  new (self) ConvWith(conv, residual, calls);
+  for (const auto& [kind, a, b] : tuples) calls.push_back({static_cast<Activation>(kind), a, b});
+  return calls;
+}
+
+void make_conv_with(ConvWith* self, const Conv& conv, bool residual, const std::vector<ActivationTuple>& activations) {
+  new (self) ConvWith(conv, residual, activation_calls(activations));
+}
+
+// in_channels, out_channels, groups, then the sizes in the order of Window
+void make_depthwise(Depthwise* self, Address weight, Address bias, const std::vector<int64_t>& v) {
+  if (v.size() != 13) throw std::invalid_argument("geometry: needs 13 sizes");
+  if (v[2] != v[0]) throw std::invalid_argument("geometry: groups has to be in_channels");
+  const Window window{v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12]};
+  new (self) Depthwise({v[0], v[1], window}, input(weight), input(bias), families::depthwise.kernels());
+}
+
+void make_depthwise_with(DepthwiseWith* self, const Depthwise& depthwise, bool residual, const std::vector<ActivationTuple>& activations) {
+  new (self) DepthwiseWith(depthwise, residual, activation_calls(activations));
+}
+
+using Pair = std::tuple<int64_t, int64_t>;  // height, width
+
+void make_pool(Pool* self, int kind, Pair kernel, Pair stride, Pair padding, Pair dilation, bool ceil_mode, bool count_include_pad, int64_t divisor) {
+  const auto [kernel_h, kernel_w] = kernel;
+  const auto [stride_h, stride_w] = stride;
+  const auto [padding_h, padding_w] = padding;
+  const auto [dilation_h, dilation_w] = dilation;
+  const Window window{kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, padding_h, padding_w, dilation_h, dilation_w};
+  new (self) Pool({static_cast<PoolKind>(kind), window, ceil_mode, count_include_pad, divisor}, families::pool.kernels());
+}
+
+void make_adaptive_pool(AdaptivePool* self, int kind, Pair out) {
+  new (self) AdaptivePool(static_cast<PoolKind>(kind), std::get<0>(out), std::get<1>(out), families::pool.kernels());
+}
+
+void make_upsample(Upsample* self, int mode, bool align_corners, float height_scale, float width_scale) {
+  new (self) Upsample({static_cast<UpsampleMode>(mode), align_corners, height_scale, width_scale}, families::upsample.kernels());
 }
 
 std::vector<View> views(nb::list tensors) {
@@ -152,10 +189,8 @@ NB_MODULE(_native, m) {
     return found;
   }, "Which instruction set extensions this processor has and its operating system lets be used.");
   m.def("families", [] {
-    FamilyChoice choices[kFamilyCount];
-    family_choices(choices);
     std::vector<std::tuple<std::string, std::string, double>> all;
-    for (const FamilyChoice& one : choices) all.emplace_back(one.family, one.row, one.gain);
+    for (const FamilyChoice& one : family_choices()) all.emplace_back(one.family, one.row, one.gain);
     return all;
   }, "(family, row in use, measured speed of the best row against the next, or 0 where nothing had to be measured) of each.");
 
@@ -176,6 +211,15 @@ NB_MODULE(_native, m) {
       .def(nb::init<int>(), "inputs"_a)
       .def("admit", &admit, "slots"_a, "inputs"_a, "outputs"_a, "steps"_a, nb::keep_alive<1, 5>())
       .def("arena_bytes", [](const Plan& self, nb::list inputs) { return self.arena_bytes(views(inputs).data()); }, "inputs"_a);
+
+  nb::class_<Depthwise, Kernel>(m, "Depthwise").def("__init__", &make_depthwise, "weight"_a, "bias"_a, "geometry"_a);
+  nb::class_<DepthwiseWith, Kernel>(m, "DepthwiseWith")
+      .def("__init__", &make_depthwise_with, "depthwise"_a, "residual"_a, "activations"_a, nb::keep_alive<1, 2>());
+  nb::class_<Pool, Kernel>(m, "Pool").def("__init__", &make_pool, "kind"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a, "ceil_mode"_a,
+                                          "count_include_pad"_a, "divisor_override"_a);
+  nb::class_<AdaptivePool, Kernel>(m, "AdaptivePool").def("__init__", &make_adaptive_pool, "kind"_a, "out"_a);
+  nb::class_<Upsample, Kernel>(m, "Upsample")
+      .def("__init__", &make_upsample, "mode"_a, "align_corners"_a, "height_scale"_a, "width_scale"_a);
 
   bind_structure(m);
   bind_guard(m);

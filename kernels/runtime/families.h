@@ -6,9 +6,14 @@
 
 #include <stdint.h>
 
+#include <vector>
+
 #include "../conv/kernels.h"
 #include "../conv_pool/cpu.h"
 #include "../cpu/gemm/gemm.h"
+#include "../depthwise/cpu.h"
+#include "../pool/cpu.h"
+#include "../upsample/cpu.h"
 #include "ceiling.h"
 
 namespace fastgraph {
@@ -68,9 +73,11 @@ extern const Family<ElementwiseKernels> elementwise;
 extern const Family<ConvKernels> conv;
 extern const Family<ConvPoolKernels> conv_pool;
 extern const Family<CeilingKernels> ceiling;
+extern const Family<DepthwiseKernels> depthwise;
+extern const Family<PoolKernels> pool;
+extern const Family<UpsampleKernels> upsample;
 }  // namespace families
 
-constexpr int kFamilyCount = 6;
-void family_choices(FamilyChoice (&choices)[kFamilyCount]);
+std::vector<FamilyChoice> family_choices();
 
 }  // namespace fastgraph

@@ -51,6 +51,7 @@ FASTGRAPH_INLINE F16 exp2_whole(F16 n) {
 }
 FASTGRAPH_INLINE Mask less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 FASTGRAPH_INLINE Mask is_nan(F16 a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+FASTGRAPH_INLINE bool any(Mask m) { return m.m != 0; }
 FASTGRAPH_INLINE F16 select(Mask m, F16 yes, F16 no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
 // Elements 0, 2, 4 ... and 1, 3, 5 ... of the 32 floats that a, b hold.
 FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {

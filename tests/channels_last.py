@@ -1,0 +1,67 @@
+"""Maps in memory as the kernels for channels last take them: parts of wider tensors, between guards."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastgraph.kernels import native
+
+GUARD = 64  # floats before and behind
+
+
+def placed(values: torch.Tensor, beside: int = 0, around: float = float("nan")) -> torch.Tensor:
+    """The values [N, C, ...] channels last, with so many more channels at the sides of each pixel, all full of `around`."""
+    batch, channels, *sizes = values.shape
+    pixel, left = channels + beside, beside // 2
+    strides = [pixel]
+    for size in reversed(sizes):
+        strides.insert(0, strides[0] * size)
+    memory = torch.full((GUARD + batch * strides[0] + GUARD,), around)
+    view = memory.as_strided(values.shape, (strides[0], 1, *strides[1:]), GUARD + left)
+    view.copy_(values)
+    return view
+
+
+def run(kernel: Any, inputs: Sequence[torch.Tensor], size: Sequence[int], threads: int = 1, beside: int = 0) -> torch.Tensor:
+    """The kernel's result on inputs that are placed like its result; what is beside these is seen to be unread and unwritten."""
+    sentinel = -12345.0
+    result = placed(torch.full(tuple(size), sentinel), beside, sentinel)
+    kernel.run([placed(x, beside) for x in inputs], [result], threads)
+    expected = placed(result, beside, sentinel)
+    assert torch.equal(_memory(result), _memory(expected)), "wrote beside the result"
+    return result.contiguous()
+
+
+def _memory(view: torch.Tensor) -> torch.Tensor:
+    return torch.empty(0).set_(view.untyped_storage()).nan_to_num(nan=-54321.0)
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """The same bits, or both NaN."""
+    bits = a.contiguous().view(torch.int32) == b.contiguous().view(torch.int32)
+    return a.shape == b.shape and bool((bits | (a.isnan() & b.isnan())).all())
+
+
+def same_everywhere(make: Any, inputs: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+    """The result of make()'s kernel on one thread, after it was seen to have the same bits on every ISA, with several threads, and for
+    each image alone."""
+    module = native.kernels()
+    assert module is not None
+    before, first = module.isa(), None
+    try:
+        for name in module.isas():
+            assert module.select_isa(name)
+            kernel = make()
+            for threads, beside in ((1, 0), (2, 5), (3, 0), (3, 1)):
+                result = run(kernel, inputs, size, threads, beside)
+                result = run(kernel, inputs, size, threads, beside)  # at once: now workers take part in the smallest job too
+                first = result if first is None else first
+                assert same(result, first), (name, threads, beside)
+            for n in range(size[0]):
+                alone = run(kernel, [x[n : n + 1] for x in inputs], (1, *size[1:]))
+                assert same(alone, first[n : n + 1]), (name, n)
+    finally:
+        module.select_isa(before)
+    assert first is not None
+    return first
