@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "../conv_pool_mlp/cpu.h"
+#include "../copy/cpu.h"
 #include "../cpu/activation.h"
+#include "../pointwise/cpu.h"
 #include "ceiling.h"
 #include "families.h"
 #include "features.h"
@@ -52,6 +54,18 @@ void make_conv_pool(ConvPool* self, Address weight, Address bias, const std::vec
   const ConvPoolGeometry geometry{v[0], v[1], v[2],  v[3],  v[4],  v[5],  v[6],  v[7],     v[8],
                                   v[9], v[10], v[11], v[12], v[13], v[14], v[15], ceil_mode};
   new (self) ConvPool(geometry, input(weight), input(bias), bf16, families::conv_pool.kernels());
+}
+
+// opcode, three registers, two numbers
+using InstructionTuple = std::tuple<int, int, int, int, float, float>;
+
+void make_pointwise(Pointwise* self, const std::vector<InstructionTuple>& program, int inputs, const std::vector<std::tuple<Address, int64_t>>& constants,
+                    int axis_of_constants) {
+  std::vector<Instruction> instructions;
+  for (const auto& [opcode, a, b, c, p, q] : program) instructions.push_back({static_cast<Opcode>(opcode), {a, b, c}, p, q});
+  std::vector<Pointwise::Constant> values;
+  for (const auto& [address, count] : constants) values.push_back({input(address), count});
+  new (self) Pointwise(instructions, inputs, values, axis_of_constants, families::pointwise.kernels());
 }
 
 std::vector<View> views(nb::list tensors) {
@@ -148,6 +162,10 @@ NB_MODULE(_native, m) {
   nb::class_<ConvPool, Kernel>(m, "ConvPool").def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a, "bf16"_a);
   nb::class_<ConvPoolMlp, Kernel>(m, "ConvPoolMlp")
       .def(nb::init<const ConvPool&, const Mlp&>(), "conv_pool"_a, "mlp"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());
+  nb::class_<Copy, Kernel>(m, "Copy").def(nb::init<>());
+  nb::class_<Pointwise, Kernel>(m, "Pointwise")
+      .def("__init__", &make_pointwise, "program"_a, "inputs"_a, "constants"_a = nb::list(), "axis_of_constants"_a = -1)
+      .def_static("opcodes", &Pointwise::opcodes, "Names of the operations, in the order of their numbers.");
   nb::class_<Plan, Kernel>(m, "Plan", "A program of kernels; see kernels/runtime/plan.h.")
       .def("__init__", &make_plan, "slots"_a, "inputs"_a, "outputs"_a, "steps"_a, "memory_of"_a, nb::keep_alive<1, 5>())
       .def("admit", &Plan::admit, "sizes"_a, "Takes inputs of these sizes from now on; those of every slot.")

@@ -14,6 +14,7 @@ extern const GemmKernels gemm_bf16_avx512_bf16, gemm_bf16_avx512, gemm_bf16_avx2
 extern const ElementwiseKernels elementwise_avx512, elementwise_avx2, elementwise_scalar;
 extern const ConvPoolKernels conv_pool_avx512_bf16, conv_pool_avx512, conv_pool_avx2, conv_pool_scalar;
 extern const CeilingKernels ceiling_avx512_bf16, ceiling_avx512, ceiling_avx2, ceiling_scalar;
+extern const PointwiseKernels pointwise_avx512, pointwise_avx2, pointwise_scalar;
 
 namespace {
 
@@ -43,6 +44,8 @@ constexpr FamilyRow<CeilingKernels> kCeiling[] = {{"avx512_bf16", kAvx512Bf16Set
                                                   {"avx512", kAvx512Set, &ceiling_avx512},
                                                   {"avx2", kAvx2Set, &ceiling_avx2},
                                                   {"scalar", 0, &ceiling_scalar}};
+constexpr FamilyRow<PointwiseKernels> kPointwise[] = {
+    {"avx512", kAvx512Set, &pointwise_avx512}, {"avx2", kAvx2Set, &pointwise_avx2}, {"scalar", 0, &pointwise_scalar}};
 
 const Capability* best_capability() {
   for (int i = 0; i + 1 < kCapabilityCount; i++)
@@ -100,17 +103,19 @@ const Family<GemmKernels> gemm_f32("gemm_f32", kGemmF32), gemm_bf16("gemm_bf16",
 const Family<ElementwiseKernels> elementwise("elementwise", kElementwise);
 const Family<ConvPoolKernels> conv_pool("conv_pool", kConvPool);
 const Family<CeilingKernels> ceiling("ceiling", kCeiling);
+const Family<PointwiseKernels> pointwise("pointwise", kPointwise);
 }  // namespace families
 
 void family_choices(FamilyChoice (&choices)[kFamilyCount]) {
   using namespace families;
   int i = 0;
-  for (const FamilyChoice& one : {gemm_f32.choice(), gemm_bf16.choice(), elementwise.choice(), conv_pool.choice(), ceiling.choice()}) choices[i++] = one;
+  for (const FamilyChoice& one : {gemm_f32.choice(), gemm_bf16.choice(), elementwise.choice(), conv_pool.choice(), ceiling.choice(), pointwise.choice()}) choices[i++] = one;
 }
 
 template class Family<GemmKernels>;
 template class Family<ElementwiseKernels>;
 template class Family<ConvPoolKernels>;
 template class Family<CeilingKernels>;
+template class Family<PointwiseKernels>;
 
 }  // namespace fastgraph

@@ -8,6 +8,7 @@
 
 #include "../conv_pool/cpu.h"
 #include "../cpu/gemm/gemm.h"
+#include "../pointwise/cpu.h"
 #include "ceiling.h"
 
 namespace fastgraph {
@@ -66,9 +67,10 @@ extern const Family<GemmKernels> gemm_f32, gemm_bf16;
 extern const Family<ElementwiseKernels> elementwise;
 extern const Family<ConvPoolKernels> conv_pool;
 extern const Family<CeilingKernels> ceiling;
+extern const Family<PointwiseKernels> pointwise;
 }  // namespace families
 
-constexpr int kFamilyCount = 5;
+constexpr int kFamilyCount = 6;
 void family_choices(FamilyChoice (&choices)[kFamilyCount]);
 
 }  // namespace fastgraph
