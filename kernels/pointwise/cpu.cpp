@@ -226,6 +226,9 @@ class Pointwise::Tiles {
     } else if (stride == 1 && count >= kVector) {
       memcpy(to, from, size_t(count) * sizeof(float));
       to += count;
+    } else if (stride == 0) {
+      std::fill(to, to + count, *from);
+      to += count;
     } else {
       for (int64_t i = 0; i < count; i++) *to++ = from[i * stride];
     }

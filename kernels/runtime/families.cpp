@@ -14,7 +14,9 @@ extern const GemmKernels gemm_bf16_avx512_bf16, gemm_bf16_avx512, gemm_bf16_avx2
 extern const ElementwiseKernels elementwise_avx512, elementwise_avx2, elementwise_scalar;
 extern const ConvPoolKernels conv_pool_avx512_bf16, conv_pool_avx512, conv_pool_avx2, conv_pool_scalar;
 extern const CeilingKernels ceiling_avx512_bf16, ceiling_avx512, ceiling_avx2, ceiling_scalar;
+extern const NormKernels norm_avx512, norm_avx2, norm_scalar;
 extern const PointwiseKernels pointwise_avx512, pointwise_avx2, pointwise_scalar;
+extern const ReduceKernels reduce_avx512, reduce_avx2, reduce_scalar;
 
 namespace {
 
@@ -44,8 +46,11 @@ constexpr FamilyRow<CeilingKernels> kCeiling[] = {{"avx512_bf16", kAvx512Bf16Set
                                                   {"avx512", kAvx512Set, &ceiling_avx512},
                                                   {"avx2", kAvx2Set, &ceiling_avx2},
                                                   {"scalar", 0, &ceiling_scalar}};
+constexpr FamilyRow<NormKernels> kNorm[] = {{"avx512", kAvx512Set, &norm_avx512}, {"avx2", kAvx2Set, &norm_avx2}, {"scalar", 0, &norm_scalar}};
 constexpr FamilyRow<PointwiseKernels> kPointwise[] = {
     {"avx512", kAvx512Set, &pointwise_avx512}, {"avx2", kAvx2Set, &pointwise_avx2}, {"scalar", 0, &pointwise_scalar}};
+constexpr FamilyRow<ReduceKernels> kReduce[] = {
+    {"avx512", kAvx512Set, &reduce_avx512}, {"avx2", kAvx2Set, &reduce_avx2}, {"scalar", 0, &reduce_scalar}};
 
 const Capability* best_capability() {
   for (int i = 0; i + 1 < kCapabilityCount; i++)
@@ -103,19 +108,25 @@ const Family<GemmKernels> gemm_f32("gemm_f32", kGemmF32), gemm_bf16("gemm_bf16",
 const Family<ElementwiseKernels> elementwise("elementwise", kElementwise);
 const Family<ConvPoolKernels> conv_pool("conv_pool", kConvPool);
 const Family<CeilingKernels> ceiling("ceiling", kCeiling);
+const Family<NormKernels> norm("norm", kNorm);
 const Family<PointwiseKernels> pointwise("pointwise", kPointwise);
+const Family<ReduceKernels> reduce("reduce", kReduce);
 }  // namespace families
 
 void family_choices(FamilyChoice (&choices)[kFamilyCount]) {
   using namespace families;
   int i = 0;
-  for (const FamilyChoice& one : {gemm_f32.choice(), gemm_bf16.choice(), elementwise.choice(), conv_pool.choice(), ceiling.choice(), pointwise.choice()}) choices[i++] = one;
+  for (const FamilyChoice& one : {gemm_f32.choice(), gemm_bf16.choice(), elementwise.choice(), conv_pool.choice(), ceiling.choice(), norm.choice(),
+                                  pointwise.choice(), reduce.choice()})
+    choices[i++] = one;
 }
 
 template class Family<GemmKernels>;
 template class Family<ElementwiseKernels>;
 template class Family<ConvPoolKernels>;
 template class Family<CeilingKernels>;
+template class Family<NormKernels>;
 template class Family<PointwiseKernels>;
+template class Family<ReduceKernels>;
 
 }  // namespace fastgraph

@@ -8,7 +8,9 @@
 
 #include "../conv_pool/cpu.h"
 #include "../cpu/gemm/gemm.h"
+#include "../norm/cpu.h"
 #include "../pointwise/cpu.h"
+#include "../reduce/cpu.h"
 #include "ceiling.h"
 
 namespace fastgraph {
@@ -67,10 +69,12 @@ extern const Family<GemmKernels> gemm_f32, gemm_bf16;
 extern const Family<ElementwiseKernels> elementwise;
 extern const Family<ConvPoolKernels> conv_pool;
 extern const Family<CeilingKernels> ceiling;
+extern const Family<NormKernels> norm;
 extern const Family<PointwiseKernels> pointwise;
+extern const Family<ReduceKernels> reduce;
 }  // namespace families
 
-constexpr int kFamilyCount = 6;
+constexpr int kFamilyCount = 8;
 void family_choices(FamilyChoice (&choices)[kFamilyCount]);
 
 }  // namespace fastgraph
