@@ -6,8 +6,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "../cpu/arena.h"
-
 namespace fastgraph {
 namespace {
 
@@ -56,7 +54,7 @@ void Softmax::run(const View* inputs, const View* outputs, Lease& lease) const {
   float* const y = static_cast<float*>(outputs[0].data);
   if (values == 0) return;
   divide(values / size, size, lease, [&](int64_t first, int64_t count) {
-    kernels_.softmax(is_log_, input(inputs) + first * size, count, size, y + first * size, thread_arena(size + 15));
+    kernels_.softmax(is_log_, input(inputs) + first * size, count, size, y + first * size);
   });
 }
 

@@ -13,8 +13,8 @@ enum class Reduction : int { sum, mean, amax, amin };
 struct ReduceKernels {
   // y[row] of x [rows, size], contiguous; size > 0.
   void (*reduce)(Reduction kind, const float* x, int64_t rows, int64_t size, float* y);
-  // softmax or log_softmax of each row; scratch holds `size` floats rounded up to 16.
-  void (*softmax)(bool is_log, const float* x, int64_t rows, int64_t size, float* y, float* scratch);
+  // softmax or log_softmax of each row
+  void (*softmax)(bool is_log, const float* x, int64_t rows, int64_t size, float* y);
 };
 
 class Reduce : public Kernel {

@@ -30,11 +30,10 @@ FASTGRAPH_INLINE Sums<kCount> no_sums() {
   return zero;
 }
 
-// The first lanes, and zeros.
-FASTGRAPH_INLINE F16 first_lanes(F16 a, int64_t count) {
-  float lanes[kLanes];
-  store(lanes, a);
-  return load_first(lanes, count);
+// The first lanes of `a`, those of `others` beyond.
+FASTGRAPH_INLINE F16 first_lanes(F16 a, int64_t count, F16 others) {
+  alignas(64) static constexpr float kLane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return select(less(load(kLane), broadcast(float(count))), a, others);
 }
 
 // term(F16 x) gives Sums<kCount>, lane by lane what is added for a value; n is at most kSumBlock.
@@ -52,7 +51,7 @@ FASTGRAPH_INLINE Sums<kCount> block_sums(const float* x, int64_t n, const Term& 
   if (i < n) {
     Sums<kCount> last = term(load_first(x + i, n - i));
 #pragma GCC unroll 2
-    for (int k = 0; k < kCount; k++) last.v[k] = first_lanes(last.v[k], n - i);
+    for (int k = 0; k < kCount; k++) last.v[k] = first_lanes(last.v[k], n - i, broadcast(0.0f));
     b = add(b, last);
   }
   return add(add(a, b), add(c, d));
