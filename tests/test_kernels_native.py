@@ -209,7 +209,11 @@ assert str(details).startswith(details.capability + "; the processor has "), str
     dots = {"gemm_bf16", "conv_pool", "ceiling"}  # the families with a row for dot products
     fp32 = name.removesuffix("_bf16")
     assert rows == {
-        f: name if f in dots else fp32 for f in ("gemm_f32", "gemm_bf16", "elementwise", "conv", "conv_pool", "ceiling")
+        f: name if f in dots else fp32
+        for f in (
+            *("gemm_f32", "gemm_bf16", "elementwise", "conv", "conv_pool", "depthwise", "pool", "upsample", "norm"),
+            *("pointwise", "reduce", "ceiling"),
+        )
     }
 
 

@@ -11,7 +11,11 @@
 
 #include "../conv/cpu.h"
 #include "../conv_pool_mlp/cpu.h"
+#include "../copy/cpu.h"
 #include "../cpu/activation.h"
+#include "../norm/cpu.h"
+#include "../pointwise/cpu.h"
+#include "../reduce/cpu.h"
 #include "ceiling.h"
 #include "families.h"
 #include "features.h"
@@ -104,6 +108,29 @@ void make_adaptive_pool(AdaptivePool* self, int kind, Pair out) {
 
 void make_upsample(Upsample* self, int mode, bool align_corners, float height_scale, float width_scale) {
   new (self) Upsample({static_cast<UpsampleMode>(mode), align_corners, height_scale, width_scale}, families::upsample.kernels());
+void make_layer_norm(LayerNorm* self, int64_t size, Address weight, Address bias, double eps) {
+  new (self) LayerNorm(size, input(weight), input(bias), eps, families::norm.kernels());
+}
+
+void make_rms_norm(RmsNorm* self, int64_t size, Address weight, double eps) { new (self) RmsNorm(size, input(weight), eps, families::norm.kernels()); }
+
+void make_group_norm(GroupNorm* self, int64_t groups, int64_t channels, Address weight, Address bias, double eps) {
+  new (self) GroupNorm(groups, channels, input(weight), input(bias), eps, families::norm.kernels());
+}
+
+void make_reduce(Reduce* self, int kind, int axes) { new (self) Reduce(kind, axes, families::reduce.kernels()); }
+void make_softmax(Softmax* self, bool is_log) { new (self) Softmax(is_log, families::reduce.kernels()); }
+
+// opcode, three registers, two numbers
+using InstructionTuple = std::tuple<int, int, int, int, float, float>;
+
+void make_pointwise(Pointwise* self, const std::vector<InstructionTuple>& program, int inputs, const std::vector<std::tuple<Address, int64_t>>& constants,
+                    int axis_of_constants) {
+  std::vector<Instruction> instructions;
+  for (const auto& [opcode, a, b, c, p, q] : program) instructions.push_back({static_cast<Opcode>(opcode), {a, b, c}, p, q});
+  std::vector<Pointwise::Constant> values;
+  for (const auto& [address, count] : constants) values.push_back({input(address), count});
+  new (self) Pointwise(instructions, inputs, values, axis_of_constants, families::pointwise.kernels());
 }
 
 std::vector<View> views(nb::list tensors) {
@@ -207,6 +234,15 @@ NB_MODULE(_native, m) {
   nb::class_<ConvPool, Kernel>(m, "ConvPool").def("__init__", &make_conv_pool, "weight"_a, "bias"_a, "geometry"_a, "ceil_mode"_a, "bf16"_a);
   nb::class_<ConvPoolMlp, Kernel>(m, "ConvPoolMlp")
       .def(nb::init<const ConvPool&, const Mlp&>(), "conv_pool"_a, "mlp"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());
+  nb::class_<Copy, Kernel>(m, "Copy").def(nb::init<>());
+  nb::class_<GroupNorm, Kernel>(m, "GroupNorm").def("__init__", &make_group_norm, "groups"_a, "channels"_a, "weight"_a, "bias"_a, "eps"_a);
+  nb::class_<LayerNorm, Kernel>(m, "LayerNorm").def("__init__", &make_layer_norm, "size"_a, "weight"_a, "bias"_a, "eps"_a);
+  nb::class_<RmsNorm, LayerNorm>(m, "RmsNorm").def("__init__", &make_rms_norm, "size"_a, "weight"_a, "eps"_a);
+  nb::class_<Pointwise, Kernel>(m, "Pointwise")
+      .def("__init__", &make_pointwise, "program"_a, "inputs"_a, "constants"_a = nb::list(), "axis_of_constants"_a = -1)
+      .def_static("opcodes", &Pointwise::opcodes, "Names of the operations, in the order of their numbers.");
+  nb::class_<Reduce, Kernel>(m, "Reduce", "Over the last axes: 0 sum, 1 mean, 2 largest, 3 smallest.").def("__init__", &make_reduce, "kind"_a, "axes"_a);
+  nb::class_<Softmax, Kernel>(m, "Softmax").def("__init__", &make_softmax, "log"_a);
   nb::class_<Plan, Kernel>(m, "Plan", "Programs of kernels, one for each shape of the inputs; see kernels/runtime/plan.h.")
       .def(nb::init<int>(), "inputs"_a)
       .def("admit", &admit, "slots"_a, "inputs"_a, "outputs"_a, "steps"_a, nb::keep_alive<1, 5>())

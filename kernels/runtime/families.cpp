@@ -18,6 +18,9 @@ extern const CeilingKernels ceiling_avx512_bf16, ceiling_avx512, ceiling_avx2, c
 extern const DepthwiseKernels depthwise_avx512, depthwise_avx2, depthwise_scalar;
 extern const PoolKernels pool_avx512, pool_avx2, pool_scalar;
 extern const UpsampleKernels upsample_avx512, upsample_avx2, upsample_scalar;
+extern const NormKernels norm_avx512, norm_avx2, norm_scalar;
+extern const PointwiseKernels pointwise_avx512, pointwise_avx2, pointwise_scalar;
+extern const ReduceKernels reduce_avx512, reduce_avx2, reduce_scalar;
 
 namespace {
 
@@ -55,6 +58,11 @@ constexpr FamilyRow<PoolKernels> kPool[] = {
     {"avx512", kAvx512Set, &pool_avx512}, {"avx2", kAvx2Set, &pool_avx2}, {"scalar", 0, &pool_scalar}};
 constexpr FamilyRow<UpsampleKernels> kUpsample[] = {
     {"avx512", kAvx512Set, &upsample_avx512}, {"avx2", kAvx2Set, &upsample_avx2}, {"scalar", 0, &upsample_scalar}};
+constexpr FamilyRow<NormKernels> kNorm[] = {{"avx512", kAvx512Set, &norm_avx512}, {"avx2", kAvx2Set, &norm_avx2}, {"scalar", 0, &norm_scalar}};
+constexpr FamilyRow<PointwiseKernels> kPointwise[] = {
+    {"avx512", kAvx512Set, &pointwise_avx512}, {"avx2", kAvx2Set, &pointwise_avx2}, {"scalar", 0, &pointwise_scalar}};
+constexpr FamilyRow<ReduceKernels> kReduce[] = {
+    {"avx512", kAvx512Set, &reduce_avx512}, {"avx2", kAvx2Set, &reduce_avx2}, {"scalar", 0, &reduce_scalar}};
 
 const Capability* best_capability() {
   for (int i = 0; i + 1 < kCapabilityCount; i++)
@@ -116,12 +124,15 @@ const Family<CeilingKernels> ceiling("ceiling", kCeiling);
 const Family<DepthwiseKernels> depthwise("depthwise", kDepthwise);
 const Family<PoolKernels> pool("pool", kPool);
 const Family<UpsampleKernels> upsample("upsample", kUpsample);
+const Family<NormKernels> norm("norm", kNorm);
+const Family<PointwiseKernels> pointwise("pointwise", kPointwise);
+const Family<ReduceKernels> reduce("reduce", kReduce);
 }  // namespace families
 
 std::vector<FamilyChoice> family_choices() {
   using namespace families;
-  return {gemm_f32.choice(), gemm_bf16.choice(), elementwise.choice(), conv.choice(), conv_pool.choice(), depthwise.choice(), pool.choice(),
-          upsample.choice(), ceiling.choice()};
+  return {gemm_f32.choice(),  gemm_bf16.choice(), elementwise.choice(), conv.choice(),     conv_pool.choice(), depthwise.choice(),
+          pool.choice(),      upsample.choice(),  norm.choice(),        pointwise.choice(), reduce.choice(),    ceiling.choice()};
 }
 
 template class Family<GemmKernels>;
@@ -132,5 +143,8 @@ template class Family<CeilingKernels>;
 template class Family<DepthwiseKernels>;
 template class Family<PoolKernels>;
 template class Family<UpsampleKernels>;
+template class Family<NormKernels>;
+template class Family<PointwiseKernels>;
+template class Family<ReduceKernels>;
 
 }  // namespace fastgraph

@@ -14,6 +14,9 @@
 #include "../depthwise/cpu.h"
 #include "../pool/cpu.h"
 #include "../upsample/cpu.h"
+#include "../norm/cpu.h"
+#include "../pointwise/cpu.h"
+#include "../reduce/cpu.h"
 #include "ceiling.h"
 
 namespace fastgraph {
@@ -76,6 +79,9 @@ extern const Family<CeilingKernels> ceiling;
 extern const Family<DepthwiseKernels> depthwise;
 extern const Family<PoolKernels> pool;
 extern const Family<UpsampleKernels> upsample;
+extern const Family<NormKernels> norm;
+extern const Family<PointwiseKernels> pointwise;
+extern const Family<ReduceKernels> reduce;
 }  // namespace families
 
 std::vector<FamilyChoice> family_choices();

@@ -80,6 +80,12 @@ FASTGRAPH_INLINE __m256 exp2_whole_8(__m256 n) {
 }
 // 2^n for whole n in [-126, 127].
 FASTGRAPH_INLINE F16 exp2_whole(F16 n) { return {exp2_whole_8(n.lo), exp2_whole_8(n.hi)}; }
+FASTGRAPH_INLINE F16 square_root(F16 a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+FASTGRAPH_INLINE __m256 exponent_8(__m256 a) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(a), 23), _mm256_set1_epi32(127)));
+}
+// floor(log2(a)) of what is positive, finite and no denormal.
+FASTGRAPH_INLINE F16 exponent(F16 a) { return {exponent_8(a.lo), exponent_8(a.hi)}; }
 FASTGRAPH_INLINE Mask less(F16 a, F16 b) { return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)}; }
 FASTGRAPH_INLINE Mask is_nan(F16 a) { return {_mm256_cmp_ps(a.lo, a.lo, _CMP_UNORD_Q), _mm256_cmp_ps(a.hi, a.hi, _CMP_UNORD_Q)}; }
 FASTGRAPH_INLINE bool any(Mask m) { return _mm256_movemask_ps(_mm256_or_ps(m.lo, m.hi)) != 0; }

@@ -49,6 +49,11 @@ FASTGRAPH_INLINE F16 round(F16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND
 FASTGRAPH_INLINE F16 exp2_whole(F16 n) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
 }
+FASTGRAPH_INLINE F16 square_root(F16 a) { return {_mm512_sqrt_ps(a.v)}; }
+// floor(log2(a)) of what is positive, finite and no denormal.
+FASTGRAPH_INLINE F16 exponent(F16 a) {
+  return {_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(a.v), 23), _mm512_set1_epi32(127)))};
+}
 FASTGRAPH_INLINE Mask less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 FASTGRAPH_INLINE Mask is_nan(F16 a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
 FASTGRAPH_INLINE bool any(Mask m) { return m.m != 0; }

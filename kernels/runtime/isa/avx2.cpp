@@ -6,6 +6,9 @@
 #include "../../depthwise/cpu.inl"
 #include "../../pool/cpu.inl"
 #include "../../upsample/cpu.inl"
+#include "../../norm/norm.h"
+#include "../../pointwise/program.h"
+#include "../../reduce/reduce.h"
 #include "../ceiling.inl"
 
 namespace fastgraph {
@@ -18,6 +21,9 @@ extern const CeilingKernels ceiling_avx2;
 extern const DepthwiseKernels depthwise_avx2;
 extern const PoolKernels pool_avx2;
 extern const UpsampleKernels upsample_avx2;
+extern const NormKernels norm_avx2;
+extern const PointwiseKernels pointwise_avx2;
+extern const ReduceKernels reduce_avx2;
 
 const GemmKernels gemm_f32_avx2 = {&f32_panels, FASTGRAPH_ISA::gemm_f32, nullptr};
 const GemmKernels gemm_bf16_avx2 = {&bf16_pairs, FASTGRAPH_ISA::gemm_bf16, nullptr};
@@ -28,5 +34,9 @@ const CeilingKernels ceiling_avx2 = {FASTGRAPH_ISA::fma_f32, FASTGRAPH_ISA::kFma
 const DepthwiseKernels depthwise_avx2 = {FASTGRAPH_ISA::depthwise_span};
 const PoolKernels pool_avx2 = {FASTGRAPH_ISA::pool_span, FASTGRAPH_ISA::adaptive_pool_span};
 const UpsampleKernels upsample_avx2 = {FASTGRAPH_ISA::nearest_span, FASTGRAPH_ISA::linear_span, FASTGRAPH_ISA::bilinear_span};
+const NormKernels norm_avx2 = {FASTGRAPH_ISA::layer_norm_rows, FASTGRAPH_ISA::rms_norm_rows, FASTGRAPH_ISA::channel_moments,
+                                FASTGRAPH_ISA::scale_channels};
+const PointwiseKernels pointwise_avx2 = {FASTGRAPH_ISA::apply_instruction};
+const ReduceKernels reduce_avx2 = {FASTGRAPH_ISA::reduce_rows, FASTGRAPH_ISA::softmax_rows};
 
 }  // namespace fastgraph
