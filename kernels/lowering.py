@@ -180,6 +180,10 @@ class Lowering:
             self.slots.append((list(x.shape), list(x.stride()), owner, x.storage_offset(), 0))
         return self._by_view[key]
 
+    def is_at(self, x: torch.Tensor, place: torch.Tensor) -> bool:
+        """Whether a value lies where `place` is."""
+        return self._key(x) == self._key(place)
+
     def is_own(self, x: torch.Tensor) -> bool:
         """Whether it is all of a memory."""
         return self._by_view.get(self._key(x)) == self._owners[x.untyped_storage()._cdata]

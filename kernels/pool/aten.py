@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
-from fastgraph.kernels.lowering import Lowering, NotLowered, Operand, Pending, as_channels_last, lowers
+from fastgraph.kernels.lowering import Lowering, NotLowered, Operand, lowers
 
 aten = torch.ops.aten
 
 MAX, AVERAGE = 0, 1  # enum class PoolKind in kernels/pool/cpu.h
-MEAN = 1  # enum class ReduceKind in kernels/reduce/cpu.h
 
 Numbers = Sequence[int] | int
 
@@ -126,19 +125,6 @@ def adaptive_avg_pool1d(low: Lowering, x: Operand, output_size: Sequence[int]) -
     return _adaptive(low, x, AVERAGE, output_size, 1)
 
 
-@lowers(aten.mean.dim)
-def mean(
-    low: Lowering, x: Operand, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: Any = None
-) -> torch.Tensor:
-    """Over all axes behind the channels of a map, or over the last axes of rows."""
-    rank = len(x.tensor.shape if isinstance(x, Pending) else x.shape)
-    axes = sorted(d % rank for d in (range(rank) if not dim else dim))
-    if dtype not in (None, torch.float32) or axes != list(range(rank - len(axes), rank)):
-        raise NotLowered("a mean over other axes than the last ones")
-    x = low.ready(x)
-    if rank in (3, 4) and len(axes) == rank - 2 and as_channels_last(x) is not None:
-        pooled = _adaptive(low, x, AVERAGE, [1] * (rank - 2), rank - 2)
-        return pooled if keepdim else pooled.flatten(1)
-    x = low.contiguous(x)
-    result = low.new((*x.shape[: rank - len(axes)], *([1] * len(axes) if keepdim else [])))
-    return low.step(low.kernels.Reduce(MEAN, len(axes)), [x], result)
+def mean_of_pixels(low: Lowering, x: torch.Tensor) -> torch.Tensor:
+    """Of each channel of a map, whose other axes keep a size of one."""
+    return _adaptive(low, x, AVERAGE, [1] * (x.dim() - 2), x.dim() - 2)

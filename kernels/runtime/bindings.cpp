@@ -108,6 +108,8 @@ void make_adaptive_pool(AdaptivePool* self, int kind, Pair out) {
 
 void make_upsample(Upsample* self, int mode, bool align_corners, float height_scale, float width_scale) {
   new (self) Upsample({static_cast<UpsampleMode>(mode), align_corners, height_scale, width_scale}, families::upsample.kernels());
+}
+
 void make_layer_norm(LayerNorm* self, int64_t size, Address weight, Address bias, double eps) {
   new (self) LayerNorm(size, input(weight), input(bias), eps, families::norm.kernels());
 }
