@@ -23,9 +23,9 @@ void layer_norm_rows(const RowNorm& norm, const float* x, int64_t ldx, int64_t r
   const double size = double(norm.size);
   for (int64_t row = 0; row < rows; row++, x += ldx, y += norm.size) {
     const F16 mean = broadcast(float(row_sum(x, norm.size) / size));
-    const Sums<2> moments = sums<2>(x, norm.size, [&](F16 v) __attribute__((always_inline)) {
+    const LaneSums<2> moments = sums<2>(x, norm.size, [&](F16 v) __attribute__((always_inline)) {
       const F16 d = sub(v, mean);
-      return Sums<2>{{d, mul(d, d)}};
+      return LaneSums<2>{{d, mul(d, d)}};
     });
     const double rest = total(moments.v[0]) / size, variance = total(moments.v[1]) / size - rest * rest;
     const F16 delta = broadcast(float(rest)), scale = broadcast(float(inverse_root(variance, norm.eps)));
@@ -37,7 +37,7 @@ void layer_norm_rows(const RowNorm& norm, const float* x, int64_t ldx, int64_t r
 
 void rms_norm_rows(const RowNorm& norm, const float* x, int64_t ldx, int64_t rows, float* y) {
   for (int64_t row = 0; row < rows; row++, x += ldx, y += norm.size) {
-    const Sums<1> squares = sums<1>(x, norm.size, [](F16 v) __attribute__((always_inline)) { return Sums<1>{{mul(v, v)}}; });
+    const LaneSums<1> squares = sums<1>(x, norm.size, [](F16 v) __attribute__((always_inline)) { return LaneSums<1>{{mul(v, v)}}; });
     const F16 scale = broadcast(float(inverse_root(total(squares.v[0]) / double(norm.size), norm.eps)));
     map_row(norm, x, y, [&](F16 v, F16 weight, F16) __attribute__((always_inline)) { return mul(mul(v, scale), weight); });
   }
