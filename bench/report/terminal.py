@@ -38,7 +38,7 @@ def summary_table(overview: Sequence[Summary], width: int = WIDE) -> Table:
     head, lines = glance(overview)
     wide = width >= WIDE
     shown = [name for name in head if wide or name not in ("its median", "fastgraph", "x eager", "of limit")]
-    notes = remarks(overview)[: None if wide else 2]  # the mark is at "x eager"
+    notes = remarks(overview, marked="x eager" in shown)
     summary = _table("at a glance", shown, ("case", "best peer"), "\n".join(notes))
     for line in lines:
         figures = dict(zip(head, line, strict=True))
