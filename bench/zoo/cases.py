@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from torch import nn
 
 from fastgraph.bench.cases import Built, Case
+from fastgraph.bench.user_model import check_output
 from fastgraph.bench.zoo.entry import Entry
 from fastgraph.bench.zoo.libraries import timm_entry, torchvision_entry
 from fastgraph.bench.zoo.table import ZOO
@@ -34,18 +35,30 @@ def zoo_cases(
     Raises:
         UsageError: a network or its package is not there, or a shape where the zoo has its own.
     """
-    library, _, names = target.partition(":")
+    library, colon, names = target.partition(":")
     if library == "zoo" and input_shape is not None:
         raise UsageError("--input-shape is for a model of your own or of a library; the zoo's have theirs")
-    named = [name.strip() for name in names.split(",")] if names else [] if library != "zoo" else list(ZOO)
-    if not named or "" in named:
+    named = [name.strip() for name in names.split(",")] if colon or library != "zoo" else list(ZOO)
+    if "" in named:
         raise UsageError(f"--model {library}:NAME needs a network's name; got {target!r}")
     sample = None if input_shape is None else tuple(input_shape[1:])
     chosen = []
     for name in dict.fromkeys(named):
         found = entry(library, name, sample)
+        if library in LIBRARIES:
+            _check(f"{library}:{name}", partial(build, library, name, sample, 1))
         chosen += [Case(found.title, batch, partial(build, library, name, sample)) for batch in batches(found)]
     return chosen
+
+
+def _check(target: str, make: Callable[[], Built]) -> None:
+    """UsageError unless the network can be made and called, and gives one tensor."""
+    try:
+        built = make()
+    except Exception as error:  # of the library, while the network is made or looks at its images
+        reason = str(error).strip().splitlines()[:1]
+        raise UsageError(f"{target} cannot be made: {': '.join([type(error).__name__, *reason])}") from error
+    check_output(target, built)
 
 
 def entry(library: str, name: str, sample: tuple[int, ...] | None = None) -> Entry:

@@ -40,7 +40,8 @@ def timm_entry(name: str, sample: Sequence[int] | None = None) -> Entry:
         raise UsageError(f"--model timm:{name} needs timm: pip install timm") from error
     if not timm.is_model(name):
         raise UsageError(_unknown("timm", name, timm.list_models()))
-    shape = tuple(sample or timm.get_pretrained_cfg(name).input_size)
+    about = timm.get_pretrained_cfg(name)
+    shape = tuple(sample or (about.input_size if about else (3, IMAGE, IMAGE)))
     return Entry(f"timm {name}", partial(make_timm, name), photos(*shape), LARGE, OFFLINE_LARGE, "timm")
 
 
