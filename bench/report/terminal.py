@@ -43,6 +43,9 @@ def summary_table(overview: Sequence[Summary], width: int = WIDE) -> Table:
     for line in lines:
         figures = dict(zip(head, line, strict=True))
         figures["best peer"] = option(figures["best peer"])
+        figures["case"] = figures["case"].replace(
+            "batch ", "batch\N{NO-BREAK SPACE}"
+        )  # a name that is too long breaks there
         summary.add_row(*(figures[name] for name in shown))
     return summary
 

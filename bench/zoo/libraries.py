@@ -45,11 +45,13 @@ def timm_entry(name: str, sample: Sequence[int] | None = None) -> Entry:
     return Entry(f"timm {name}", partial(make_timm, name), photos(*shape), LARGE, OFFLINE_LARGE, "timm")
 
 
-def make_torchvision(name: str) -> nn.Module:
-    """The network, without weights from elsewhere."""
+def make_torchvision(name: str, **options: Any) -> nn.Module:
+    """The network, without weights from elsewhere; ``options`` are torchvision's."""
     from torchvision import models
 
-    made: nn.Module = models.get_model(name, weights=None, **({"init_weights": False} if name in OWN_INIT else {}))
+    if name in OWN_INIT:
+        options["init_weights"] = False
+    made: nn.Module = models.get_model(name, weights=None, **options)
     return made
 
 
