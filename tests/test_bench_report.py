@@ -49,6 +49,15 @@ def test_json_follows_its_schema() -> None:
     assert content["cases"][0]["rows"][1]["max_error"] is None  # NaN
 
 
+def test_a_report_from_before_the_share_in_fused_kernels_is_read() -> None:
+    content = json.loads(report().to_json())
+    for case in content["cases"]:
+        for row in case["rows"]:
+            del row["fused"]
+    jsonschema.validate(content, SCHEMA)
+    assert {row.fused for case in Report.from_json(json.dumps(content)).cases for row in case.rows} == {None}
+
+
 @pytest.mark.parametrize("spoil", ["machine", "cases", "complete"])
 def test_the_schema_misses_what_is_left_out(spoil: str) -> None:
     content = json.loads(full().to_json())
