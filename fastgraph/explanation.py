@@ -57,11 +57,16 @@ class Explanation:
         return len(self.rows)
 
     @property
+    def fused_share(self) -> float | None:
+        """Share of the FLOPs that are in fused kernels, 0..1; None where there are none."""
+        total = sum(row.flops for row in self.rows)
+        return sum(row.flops for row in self.rows if row.is_fused) / total if total else None
+
+    @property
     def summary(self) -> str:
         """The first line: how much of the work is in fused kernels."""
         fused, aten = [r for r in self.rows if r.is_fused], [r for r in self.rows if r.kernel == "ATen"]
-        total = sum(row.flops for row in self.rows)
-        share = f"{100 * sum(row.flops for row in fused) / total:.0f} %" if total else "none"
+        share = "none" if self.fused_share is None else f"{100 * self.fused_share:.0f} %"
         return (
             f"{share} of the FLOPs are in fused kernels: {len(fused)} of {len(self.rows)} operators; "
             f"{len(aten)} stay in ATen"
