@@ -2,7 +2,8 @@
 // so that a vector of the input is loaded once for all windows of the block that it is in. Taps outside the map are left out.
 //
 // An operation has
-//   Tap tap(index, c)            what belongs to tap `index`, row-major, for channels c ...
+//   Vector vector(c)             what belongs to the vector of channels c ...
+//   Tap tap<held>(vector, index) and to tap `index` of it, row-major; in registers where `held`
 //   F16 start(c), add(sum, x, tap)
 //   F16 watch(seen, x)           looks at what is loaded: where kWatches, a block with is_redone(seen) is summed again as Redone does
 //   prepare(pixel, count)        before the vectors of a block
@@ -18,8 +19,11 @@ namespace fastgraph {
 namespace FASTGRAPH_ISA {
 namespace {
 
-// Pixels of the largest block: accumulators beside the taps of a row of the kernel, or what the register file has left.
-constexpr int kBlock = kTileRows > 6 ? 14 : kTileRows > 4 ? 6 : 2;
+// Pixels of the largest block of windows with K taps in a row: accumulators fill the register file, beside the taps of a row where these
+// are few, on AVX2 (K = 3: 68 GFLOP/s, with taps in memory 40; K = 7: 47 and 66; Zen 4).
+constexpr int kHeldTaps = kTileRows > 6 ? 8 : 3;
+template <int K>
+constexpr int kBlock = kTileRows > 6 ? 14 : kTileRows > 4 ? (K <= kHeldTaps ? 4 : 6) : 2;
 
 // The rows of the input that the windows of one row of the result are in, and one block of these.
 struct WindowRow {
@@ -40,26 +44,29 @@ struct WindowRow {
   bool is_inside(int64_t column) const { return uint64_t(column) < uint64_t(width); }
 };
 
-// K taps in a row of the kernel, stride S, R pixels.
+// K taps in a row of the kernel, stride S, R pixels. Prefetching the next vectors of the newest row brings nothing (0.92 to 0.98, Zen 4).
 template <int K, int S, int R, class Op>
 FASTGRAPH_INLINE F16 fixed_sums(const Op& op, const WindowRow& w, int64_t x, int64_t c, F16 (&sums)[R]) {
   constexpr int kColumns = (R - 1) * S + K;
   static_assert(kColumns < 64);
   const int64_t left = x * S - w.g.pad_left;
-  const int64_t from = left < 0 ? smaller(-left, kColumns) : 0, to = w.width - left;  // columns inside
-  const uint64_t inside = to <= 0 ? 0 : (to < kColumns ? (uint64_t(1) << to) - 1 : ~uint64_t(0)) & (~uint64_t(0) << from);
+  const int64_t begin = left < 0 ? smaller(-left, kColumns) : 0, to = w.width - left;  // columns inside
+  uint64_t inside = to <= 0 ? 0 : (to < kColumns ? (uint64_t(1) << to) - 1 : ~uint64_t(0)) & (~uint64_t(0) << begin);
   F16 seen = broadcast(0.0f);
+  const auto vector = op.vector(c);
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) sums[r] = op.start(c);
   for (int64_t ky = w.tap_begin; ky < w.tap_end; ky++) {
-    const float* row = w.row(ky) + c;
-    typename Op::Tap taps[K];
+    const float* from = w.row(ky) + left * w.pixel + c;
+    constexpr bool kHolds = K <= kHeldTaps;
+    decltype(op.template tap<kHolds>(vector, 0)) taps[K];
 #pragma GCC unroll 8
-    for (int k = 0; k < K; k++) taps[k] = op.tap(ky * K + k, c);
+    for (int k = 0; k < K; k++) taps[k] = op.template tap<kHolds>(vector, ky * K + k);
+    asm("" : "+r"(inside));  // one word to test bits of: GCC would keep every bit in a place of its own
 #pragma GCC unroll 32
-    for (int j = 0; j < kColumns; j++) {
+    for (int j = 0; j < kColumns; j++, from += w.pixel) {
       if (!(inside >> j & 1)) continue;
-      const F16 value = load(row + (left + j) * w.pixel);
+      const F16 value = load(from);
       seen = op.watch(seen, value);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++)
@@ -73,11 +80,12 @@ FASTGRAPH_INLINE F16 fixed_sums(const Op& op, const WindowRow& w, int64_t x, int
 template <int R, class Op>
 FASTGRAPH_INLINE F16 any_sums(const Op& op, const WindowRow& w, int64_t x, int64_t c, int64_t lanes, F16 (&sums)[R]) {
   F16 seen = broadcast(0.0f);
+  const auto vector = op.vector(c);
 #pragma GCC unroll 4
   for (int r = 0; r < R; r++) sums[r] = op.start(c);
   for (int64_t ky = w.tap_begin; ky < w.tap_end; ky++)
     for (int64_t kx = 0; kx < w.g.kernel_w; kx++) {
-      const typename Op::Tap tap = op.tap(ky * w.g.kernel_w + kx, c);
+      const auto tap = op.template tap<true>(vector, ky * w.g.kernel_w + kx);
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) {
         const int64_t column = (x + r) * w.g.stride_w - w.g.pad_left + kx * w.g.dilation_w;
@@ -118,8 +126,8 @@ template <int K, class Op>
 [[maybe_unused]] bool blocks_of_width(Op& op, const WindowRow& w, const Span& span) {
   const bool is_fixed = w.g.kernel_w == K && w.g.dilation_w == 1 && w.g.stride_w <= 2 && span.end - span.begin >= kLanes;
   if (!is_fixed) return false;
-  if (w.g.stride_w == 1) blocks<K, 1, kBlock>(op, w, span, span.first);
-  else blocks<K, 2, kBlock>(op, w, span, span.first);
+  if (w.g.stride_w == 1) blocks<K, 1, kBlock<K>>(op, w, span, span.first);
+  else blocks<K, 2, kBlock<K>>(op, w, span, span.first);
   return true;
 }
 
