@@ -22,7 +22,13 @@ namespace {
   });
 }
 
+// Taps in a row of the kernel that are kept in registers beside a block's sums. With AVX2 there are few: K = 3 has 68 GFLOP/s with taps in
+// them and 40 without, K = 7 47 and 66 (Zen 4).
+constexpr int kHeldTaps = kTileRows > 6 ? 8 : 3;
+
 struct DepthwiseOp {
+  template <int K>
+  static constexpr int kBlock = kTileRows > 6 ? 14 : kTileRows > 4 ? (K <= kHeldTaps ? 4 : 6) : 2;
   static constexpr bool kWatches = false;
   const DepthwiseCall& call;
   const float* residual;  // of the row's first pixel; or null
@@ -32,9 +38,9 @@ struct DepthwiseOp {
   F16 low, high;
 
   FASTGRAPH_INLINE_MEMBER const float* vector(int64_t c) const { return call.panels + (c + kLanes - 1) / kLanes * call.panel_stride; }
-  template <bool held>
+  template <int K>
   FASTGRAPH_INLINE_MEMBER auto tap(const float* panel, int64_t index) const {
-    if constexpr (held) return load(panel + index * kLanes);
+    if constexpr (K <= kHeldTaps) return load(panel + index * kLanes);
     else return factor(panel + index * kLanes);
   }
   FASTGRAPH_INLINE_MEMBER F16 start(int64_t c) const { return load(call.bias + c); }
