@@ -34,6 +34,7 @@ Depthwise::Depthwise(const DepthwiseGeometry& geometry, const float* weight, con
     throw std::invalid_argument("depthwise: out_channels has to be a multiple of in_channels");
   if (std::min({w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w}) < 1)
     throw std::invalid_argument("depthwise: kernel, stride and dilation have to be positive");
+  if (std::min({w.pad_top, w.pad_left, w.pad_bottom, w.pad_right}) < 0) throw std::invalid_argument("depthwise: padding must not be negative");
   const int64_t vectors = (channels + kLanes - 1) / kLanes;
   bias_at_ = vectors * taps * kLanes;
   packed_floats_ = bias_at_ + vectors * kLanes;
