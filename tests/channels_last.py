@@ -1,6 +1,8 @@
 """Maps in memory as the kernels for channels last take them: parts of wider tensors, between guards."""
 
+import random
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -23,7 +25,9 @@ def placed(values: torch.Tensor, beside: int = 0, around: float = float("nan")) 
     return view
 
 
-def run(kernel: Any, inputs: Sequence[torch.Tensor], size: Sequence[int], threads: int = 1, beside: int = 0) -> torch.Tensor:
+def run(
+    kernel: Any, inputs: Sequence[torch.Tensor], size: Sequence[int], threads: int = 1, beside: int = 0
+) -> torch.Tensor:
     """The kernel's result on inputs that are placed like its result; what is beside these is seen to be unread and unwritten."""
     sentinel = -12345.0
     result = placed(torch.full(tuple(size), sentinel), beside, sentinel)
@@ -65,3 +69,23 @@ def same_everywhere(make: Any, inputs: Sequence[torch.Tensor], size: Sequence[in
         module.select_isa(before)
     assert first is not None
     return first
+
+
+def covering(options: dict[str, Sequence[Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """Cases in which every pair of values of two options occurs."""
+    names, draw = list(options), random.Random(seed)
+    missing = {
+        (a, i, b, j) for a, b in combinations(names, 2) for i in range(len(options[a])) for j in range(len(options[b]))
+    }
+    cases = []
+    while missing:
+        best: dict[str, int] = {}
+        found: set[tuple[str, int, str, int]] = set()
+        for a, i, b, j in draw.sample(sorted(missing), min(20, len(missing))):
+            case = {name: draw.randrange(len(options[name])) for name in names} | {a: i, b: j}
+            new = {(x, case[x], y, case[y]) for x, y in combinations(names, 2)} & missing
+            if len(new) > len(found):
+                best, found = case, new
+        missing -= found
+        cases.append({name: options[name][i] for name, i in best.items()})
+    return cases

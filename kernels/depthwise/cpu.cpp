@@ -27,20 +27,26 @@ int64_t output_width(const Window& w, int64_t size) { return window_count(size, 
 }  // namespace
 
 Depthwise::Depthwise(const DepthwiseGeometry& geometry, const float* weight, const float* bias, const DepthwiseKernels& kernels)
-    : geometry_(geometry), weight_(nullptr, free), kernels_(kernels) {
+    : geometry_(geometry), packed_(nullptr, free), kernels_(kernels) {
   const Window& w = geometry.window;
   const int64_t channels = geometry.out_channels, taps = w.kernel_h * w.kernel_w;
   if (geometry.in_channels < 1 || channels < 1 || channels % geometry.in_channels != 0)
     throw std::invalid_argument("depthwise: out_channels has to be a multiple of in_channels");
   if (std::min({w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w}) < 1)
     throw std::invalid_argument("depthwise: kernel, stride and dilation have to be positive");
-  width_ = (channels + kLanes - 1) / kLanes * kLanes;
-  packed_floats_ = (taps + 1) * width_;
-  weight_ = aligned_floats(packed_floats_);
-  std::fill(weight_.get(), weight_.get() + packed_floats_, 0.0f);
-  for (int64_t o = 0; o < channels; o++)
-    for (int64_t k = 0; k < taps; k++) weight_.get()[k * width_ + o] = weight[o * taps + k];
-  if (bias) std::copy(bias, bias + channels, weight_.get() + taps * width_);
+  if (std::min({w.pad_top, w.pad_left, w.pad_bottom, w.pad_right}) < 0) throw std::invalid_argument("depthwise: padding must not be negative");
+  const int64_t vectors = (channels + kLanes - 1) / kLanes;
+  bias_at_ = vectors * taps * kLanes;
+  packed_floats_ = bias_at_ + vectors * kLanes;
+  packed_ = aligned_floats(packed_floats_);
+  std::fill(packed_.get(), packed_.get() + packed_floats_, 0.0f);
+  float* to = packed_.get();
+  for (int64_t v = 0; v < vectors; v++) {
+    const int64_t first = std::max<int64_t>(0, std::min(v * kLanes, channels - kLanes));
+    for (int64_t k = 0; k < taps; k++, to += kLanes)
+      for (int64_t o = first; o < std::min(first + kLanes, channels); o++) to[o - first] = weight[o * taps + k];
+  }
+  if (bias) std::copy(bias, bias + channels, to);
 }
 
 double Depthwise::estimate_ns(const View* inputs) const {
@@ -58,8 +64,8 @@ void Depthwise::run(const View* inputs, const View* outputs, Lease& lease, bool 
   if (x.channels != geometry_.in_channels || y.channels != geometry_.out_channels || y.height != output_height(w, x.height) ||
       y.width != output_width(w, x.width))
     throw std::invalid_argument("depthwise: needs a result of the sizes that follow from the input's");
-  const float* bias = weight_.get() + w.kernel_h * w.kernel_w * width_;
-  DepthwiseCall call{w, weight_.get(), bias, width_, -kInfinity, kInfinity, activations.data(), int64_t(activations.size())};
+  DepthwiseCall call{w,         packed_.get(), w.kernel_h * w.kernel_w * kLanes, packed_.get() + bias_at_, -kInfinity, kInfinity,
+                     activations.data(), int64_t(activations.size())};
   if (!activations.empty() && (activations[0].kind == Activation::relu || activations[0].kind == Activation::clamp)) {
     call.low = activations[0].kind == Activation::relu ? 0 : activations[0].a;
     call.high = activations[0].kind == Activation::relu ? kInfinity : activations[0].b;
@@ -90,7 +96,7 @@ void Depthwise::widen(DepthwiseCall call, const Map& x, const Map* residual, con
       const float* from = x.row(span.image, top + tap * w.dilation_h) + column * x.pixel;
       for (int64_t c = 0; c < x.channels; c++) next = std::fill_n(next, y.channels / x.channels, from[c]);
     }
-  call.weight += first_tap * w.kernel_w * width_;
+  call.panels += first_tap * w.kernel_w * kLanes;
   call.window.kernel_h = copy.height, call.window.dilation_h = 1, call.window.pad_top = 0, call.window.pad_left += begin;
   to.data = y.row(span.image, span.row);
   Map other = residual ? *residual : y;

@@ -21,9 +21,9 @@ struct DepthwiseGeometry {
 // What the rows of one call share.
 struct DepthwiseCall {
   Window window;
-  const float* weight;  // [kernel_h * kernel_w][width]
-  const float* bias;    // [width]
-  int64_t width;        // channels, padded to whole vectors
+  const float* panels;  // [vectors][kernel_h * kernel_w][16], the last vector the last sixteen channels, where there are so many
+  int64_t panel_stride;
+  const float* bias;    // [channels], with zeros up to sixteen
   float low, high;      // first a clamp, unless these are infinities
   const ActivationCall* activations;  // then these
   int64_t activation_count;
@@ -53,8 +53,8 @@ class Depthwise : public Kernel {
   void widen(DepthwiseCall call, const Map& x, const Map* residual, const Map& y, const Span& span) const;
 
   DepthwiseGeometry geometry_;
-  int64_t width_, packed_floats_;
-  AlignedFloats weight_;  // then the bias
+  int64_t bias_at_, packed_floats_;
+  AlignedFloats packed_;  // panels, bias
   const DepthwiseKernels& kernels_;
 };
 

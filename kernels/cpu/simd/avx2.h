@@ -43,6 +43,14 @@ FASTGRAPH_INLINE void store_first(float* p, F16 a, int64_t count) {
   _mm256_maskstore_ps(p + 8, first_lanes_8(count - 8), a.hi);
 }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+// What many values are multiplied by, in memory: registers are few, and beside many sums GCC would rather keep factors there than sums.
+struct Factor { const float* p; };
+FASTGRAPH_INLINE Factor factor(const float* p) { return {p}; }
+FASTGRAPH_INLINE F16 fma(F16 a, Factor b, F16 sum) {
+  asm("vfmadd231ps %1, %2, %0" : "+x"(sum.lo) : "m"(*reinterpret_cast<const __m256*>(b.p)), "x"(a.lo));
+  asm("vfmadd231ps %1, %2, %0" : "+x"(sum.hi) : "m"(*reinterpret_cast<const __m256*>(b.p + 8)), "x"(a.hi));
+  return sum;
+}
 // Halves one after the other, so that only one register of `right` is alive at a time.
 template <int R, int V>
 FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v, F16 (&sum)[R][V]) {
