@@ -1,4 +1,4 @@
-"""The native kernels LayerNorm, RmsNorm, GroupNorm, Reduce, Softmax against torch: guards, special values, same bits."""
+"""The native kernels LayerNorm, RmsNorm, GroupNorm, Reduce, Softmax against torch: guards, special values, bits."""
 
 from collections.abc import Callable
 from typing import Any

@@ -15,14 +15,18 @@ namespace {
 using Pair = Loops<2>;  // the result, the input
 
 constexpr int64_t kChunkValues = 16384;  // of one chunk, at least
+constexpr int64_t kCallValues = 128;      // from which on a call of memcpy is worth it
 constexpr int64_t kBlock = 16;           // a cache line of either side
 constexpr int64_t kStrip = 256;          // values of a row of the result that are written while its neighbours are
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void copy_row(const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t count) {
-  if (x_stride == 1 && y_stride == 1 && count >= kBlock) {
-    memcpy(y, x, size_t(count) * sizeof(float));
+  if (x_stride == 1 && y_stride == 1) {
+    if (count >= kCallValues) return void(memcpy(y, x, size_t(count) * sizeof(float)));
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) _mm_storeu_ps(y + i, _mm_loadu_ps(x + i));
+    for (; i < count; i++) y[i] = x[i];
   } else if (x_stride == 0 && y_stride == 1) {
     std::fill(y, y + count, *x);
   } else {
@@ -96,13 +100,14 @@ int transposed_axis(const Pair& loops) {
   return -1;
 }
 
-// What is copied at once: the last axis, and another one where that is a transposition. Chunks are parts of one of the two, and all
-// combinations of the others.
+// What is copied at once: the last axis and another one, which is that of a transposition or the one before. Chunks are parts of one of the
+// two, and all combinations of the others.
 class Work {
  public:
-  explicit Work(const Pair& loops) : loops_(loops), last_(loops.rank - 1), other_(transposed_axis(loops)) {
+  explicit Work(const Pair& loops) : loops_(loops), last_(loops.rank - 1), other_(transposed_axis(loops)), is_transposed_(other_ >= 0) {
+    if (other_ < 0) other_ = last_ - 1;  // and below zero where there is only one
     const int64_t others = other_ >= 0 ? loops.sizes[other_] : 1;
-    divided_ = other_ >= 0 && others >= loops.sizes[last_] ? other_ : last_;
+    divided_ = other_ >= 0 && (others >= loops.sizes[last_] || !is_transposed_) ? other_ : last_;
     const int64_t rest = divided_ == last_ ? others : loops.sizes[last_];
     part_ = std::min(loops.sizes[divided_], ceil_div(std::max(kBlock, kChunkValues / rest), kBlock) * kBlock);
     parts_ = ceil_div(loops.sizes[divided_], part_);
@@ -132,13 +137,16 @@ class Work {
       y += i * loops_.strides[axis][0];
       x += i * loops_.strides[axis][1];
     }
-    if (other_ < 0) return copy_row(x, loops_.strides[last_][1], y, loops_.strides[last_][0], count);
-    transpose(x, loops_.strides[last_][1], y, loops_.strides[other_][0], divided_ == other_ ? count : loops_.sizes[other_],
-              divided_ == last_ ? count : loops_.sizes[last_]);
+    const int64_t others = other_ < 0 ? 1 : divided_ == other_ ? count : loops_.sizes[other_];
+    const int64_t values = divided_ == last_ ? count : loops_.sizes[last_];
+    const int64_t *strides = loops_.strides[last_], *other_strides = loops_.strides[std::max(other_, 0)];
+    if (is_transposed_) return transpose(x, strides[1], y, other_strides[0], others, values);
+    for (int64_t i = 0; i < others; i++) copy_row(x + i * other_strides[1], strides[1], y + i * other_strides[0], strides[0], values);
   }
 
   const Pair& loops_;
   int last_, other_;
+  bool is_transposed_;
   int divided_;
   int64_t part_, parts_;  // of the divided axis
   int64_t items_, each_;  // of all, and of a chunk

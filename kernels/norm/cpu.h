@@ -100,8 +100,9 @@ class GroupNorm : public Kernel {
  private:
   struct Scratch;
 
-  void find_centers(int64_t images, int64_t pixels, const Scratch& scratch) const;
-  void find_scales(int64_t images, int64_t pixels, const Scratch& scratch) const;
+  void find_moments(const Pixels& image, const Scratch& of, int64_t block) const;
+  void move_centers(int64_t pixels, const Scratch& of) const;
+  bool find_scales(int64_t pixels, const Scratch& of) const;
 
   int64_t groups_, channels_;
   double eps_;

@@ -14,6 +14,8 @@ namespace {
 
 constexpr int64_t kVector = 16;
 constexpr int64_t kTile = 1024;       // values: 4 KB a register
+constexpr int64_t kPassingTile = 8192;  // 64 x 56 x 56 values: 1.2 times as fast as with 1024 (Zen 5)
+constexpr int64_t kLongRow = 128;
 constexpr int64_t kChunkTiles = 8;    // at least, where there is more than one chunk
 constexpr int64_t kMaxChunksPerThread = 4;
 
@@ -117,15 +119,15 @@ double Pointwise::estimate_ns(const View* inputs) const {
 class Pointwise::Tiles {
  public:
   Tiles(const Pointwise& op, const OperandLoops& loops) : op_(op), loops_(loops), split_(loops.rank - 1) {
-    while (split_ > 0 && inner_ * loops.sizes[split_] < kTile / 2) inner_ *= loops.sizes[split_--];
+    while (split_ > 0 && inner_ * loops.sizes[split_] < kTile / 2 && !makes_rows_of_one_value()) inner_ *= loops.sizes[split_--];
+    for (int o = 0; o < loops.operands; o++) kinds_[o] = kind_of(o);
     const int64_t size = loops.sizes[split_], align = kVector / greatest_common_divisor(inner_, kVector);
-    rows_ = std::min(size, kTile / inner_);
+    rows_ = std::min(size, (keeps_nothing() ? kPassingTile : kTile) / inner_);
     rows_ = ceil_div(size, ceil_div(size, rows_));  // equal parts, whole vectors
     if (rows_ >= align && rows_ < size) rows_ = rows_ / align * align;
     per_line_ = ceil_div(size, rows_);
     count_ = per_line_;
     for (int axis = 0; axis < split_; axis++) count_ *= loops.sizes[axis];
-    for (int o = 0; o < loops.operands; o++) kinds_[o] = kind_of(o);
   }
 
   int64_t count() const { return count_; }
@@ -149,6 +151,19 @@ class Pointwise::Tiles {
 
  private:
   enum class Kind { in_order, same, other };  // of an operand's values in a tile
+
+  // Whether tiles with more than one row would need to have an operand spread that is one value a row; short rows are better spread.
+  bool makes_rows_of_one_value() const {
+    if (inner_ * loops_.sizes[split_] < kLongRow) return false;
+    for (int o = 1; o < loops_.operands; o++)
+      if (loops_.strides[split_ - 1][o] != 0 && kind_of(o) == Kind::same) return true;
+    return false;
+  }
+
+  // Whether values go from memory to memory, so that it does not matter what L1 holds.
+  bool keeps_nothing() const {
+    return op_.program_.size() == 1 && kinds_[0] == Kind::in_order && std::count(kinds_, kinds_ + loops_.operands, Kind::other) == 0;
+  }
 
   Kind kind_of(int o) const {
     bool in_order = true, same = true;
@@ -185,38 +200,51 @@ class Pointwise::Tiles {
     return p;
   }
 
+  // Whole vectors where they are, as far as they can be; what is left behind the last one in copies.
   void run_tile(const int64_t* index, int64_t begin, int64_t rows, const float** held, float* scratch, float* copies) const {
-    const int64_t n = rows * inner_, padded = ceil_div(n, kVector) * kVector;
+    const int64_t n = rows * inner_, whole = n / kVector * kVector;
+    float* const result = const_cast<float*>(address(0, index, begin));
+    const bool is_direct = kinds_[0] == Kind::in_order;
     Operand operands[kMaxOperands];
     for (int o = 1; o < loops_.operands; o++) operands[o] = operand(o, address(o, index, begin), rows, held[o], copies + o * kTile);
-    float* const result = const_cast<float*>(address(0, index, begin));
-    const bool is_direct = kinds_[0] == Kind::in_order && n == padded;
-    float* const last = is_direct ? result : copies;
+    if (whole > 0) run_program(operands, is_direct ? result : copies, whole, scratch);
+    if (whole < n) {
+      for (int o = 1; o < loops_.operands; o++) operands[o] = rest_of(o, operands[o], whole, n - whole, copies + o * kTile);
+      float* const rest = is_direct ? copies : copies + whole;
+      run_program(operands, rest, kVector, scratch);
+      if (is_direct) std::copy(rest, rest + n - whole, result + whole);
+    }
+    if (!is_direct) scatter(copies, result, split_, rows);
+  }
+
+  void run_program(const Operand* operands, float* result, int64_t n, float* scratch) const {
     const int sources = op_.operand_count(), count = int(op_.program_.size());
-    const auto at = [&](int r) { return r < sources ? operands[r + 1] : Operand{scratch + op_.buffer_of_[size_t(r - sources)] * kTile, -1}; };
+    const auto buffer = [&](int i) { return scratch + op_.buffer_of_[size_t(i)] * kTile; };
+    const auto at = [&](int r) { return r < sources ? operands[r + 1] : Operand{buffer(r - sources), -1}; };
     for (int i = 0; i < count; i++) {
       const Instruction& instruction = op_.program_[size_t(i)];
       const int reads = traits(instruction).reads;
       const Operand a = at(instruction.reads[0]), b = reads > 1 ? at(instruction.reads[1]) : a, c = reads > 2 ? at(instruction.reads[2]) : a;
-      op_.kernels_.apply(instruction, a, b, c, i + 1 < count ? scratch + op_.buffer_of_[size_t(i)] * kTile : last, padded);
+      op_.kernels_.apply(instruction, a, b, c, i + 1 < count ? buffer(i) : result, n);
     }
-    if (!is_direct) scatter(last, result, split_, rows);
   }
 
   // Where an operand's values of a tile can be read as vectors: where they are, or in its copy.
   Operand operand(int o, const float* from, int64_t rows, const float*& held, float* copy) const {
-    const int64_t n = rows * inner_;
-    if (kinds_[o] == Kind::in_order && n % kVector == 0) return {from, -1};
+    if (kinds_[o] == Kind::in_order) return {from, -1};
     if (held != from) {
-      if (kinds_[o] == Kind::same) {
-        std::fill(copy, copy + kVector, *from);
-      } else {
-        gather(from, o, copy, split_, rows);
-        std::fill(copy + n, copy + ceil_div(n, kVector) * kVector, 0.0f);
-      }
+      if (kinds_[o] == Kind::same) std::fill(copy, copy + kVector, *from);
+      else std::fill_n(gather(from, o, copy, split_, rows), -(rows * inner_) & (kVector - 1), 0.0f);
       held = from;
     }
     return {copy, kinds_[o] == Kind::same ? 0 : -1};
+  }
+
+  Operand rest_of(int o, Operand operand, int64_t whole, int64_t rest, float* copy) const {
+    if (kinds_[o] == Kind::other) return {operand.values + whole, -1};
+    if (kinds_[o] == Kind::same) return operand;
+    std::fill(std::copy(operand.values + whole, operand.values + whole + rest, copy), copy + kVector, 0.0f);
+    return {copy, -1};
   }
 
   float* gather(const float* from, int o, float* to, int axis, int64_t count) const {
