@@ -14,7 +14,7 @@ from fastgraph.bench.plan import MODES
 from fastgraph.bench.zoo.table import ZOO
 from fastgraph.export.user_model import number, numbers, shape
 
-ZOO_BACKENDS = ("eager", "compile", "onnxruntime", "openvino", "fastgraph")
+ZOO_BACKENDS = ("eager", "compile-frozen", "onnxruntime", "openvino", "fastgraph")
 ALL = "all"  # the backends, at every batch size
 DEVICES = ("auto", "cpu", "cuda")
 UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
