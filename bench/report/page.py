@@ -49,6 +49,7 @@ SERVER = (
 SHAPES = {
     "circle": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0Z",
     "square": "M-5-5H5V5H-5Z",
+    "hourglass": "M-5-5H5L-5 5H5Z",
     "diamond": "M0-7L7 0 0 7-7 0Z",
     "cross": "M-2-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
     "triangle-up": "M0-6L6 5H-6Z",
