@@ -73,7 +73,7 @@ struct ConvLayer {
   const ConvKernels* kernels;
 
   // Of the largest tile of so many panels; 0 where there is none.
-  int most_rows(int64_t panels) const { return geometry.spread ? (panels == 1 ? kernels->spread_rows : 0) : kernels->most_rows[panels]; }
+  int most_rows(int64_t panels) const { return geometry.spread ? (panels == 1 ? kernels->spread_rows[geometry.spread / 8] : 0) : kernels->most_rows[panels]; }
   void tile(int64_t panels, int64_t rows, const ConvTile& tile) const {
     (geometry.spread ? kernels->spread[geometry.spread / 8] : kernels->tiles[panels])[rows](tile);
   }

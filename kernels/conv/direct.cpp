@@ -113,7 +113,7 @@ class Direct {
     const int64_t C = g_.in_channels, begin = std::min(g_.padding_left, width()), end = std::min(begin + call_.width, width());
     if (y < 0 || y >= call_.height) return void(memset(to, 0, size_t(width() * C) * sizeof(float)));
     memset(to, 0, size_t(begin * C) * sizeof(float));
-    copy_pixels(call_.x + image * call_.image_stride + y * call_.row_stride, call_.pixel_stride, call_.channel_stride, end - begin, C, to + begin * C);
+    copy_pixels(layer_, call_, call_.x + image * call_.image_stride + y * call_.row_stride, end - begin, to + begin * C);
     memset(to + end * C, 0, size_t((width() - end) * C) * sizeof(float));
   }
 

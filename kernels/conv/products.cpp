@@ -46,16 +46,11 @@ ConvBlocks::ConvBlocks(const std::vector<ConvSegment>& taps, int64_t longest) {
   }
 }
 
-void copy_pixels(const float* from, int64_t pixel_stride, int64_t channel_stride, int64_t count, int64_t channels, float* to) {
-  if (channel_stride == 1 && pixel_stride == channels) return void(memcpy(to, from, size_t(count * channels) * sizeof(float)));
-  if (channel_stride == 1) {
-    for (int64_t i = 0; i < count; i++) memcpy(to + i * channels, from + i * pixel_stride, size_t(channels) * sizeof(float));
-    return;
-  }
-  constexpr int64_t kPart = 16;  // pixels: the lines that are written stay in L1
-  for (int64_t first = 0; first < count; first += kPart)
-    for (int64_t c = 0; c < channels; c++)
-      for (int64_t i = first; i < std::min(count, first + kPart); i++) to[i * channels + c] = from[c * channel_stride + i * pixel_stride];
+void copy_pixels(const ConvLayer& layer, const ConvCall& call, const float* from, int64_t count, float* to) {
+  const int64_t C = layer.geometry.in_channels;
+  if (call.channel_stride != 1) return layer.kernels->interleave(from, call.channel_stride, count, C, to);
+  if (call.pixel_stride == C) return void(memcpy(to, from, size_t(count * C) * sizeof(float)));
+  for (int64_t i = 0; i < count; i++) memcpy(to + i * C, from + i * call.pixel_stride, size_t(C) * sizeof(float));
 }
 
 ConvUnits::ConvUnits(const ConvLayer& layer, int64_t count, int64_t least)

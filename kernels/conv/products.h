@@ -55,8 +55,8 @@ void for_tiles(int64_t rows, int64_t most, const Body& body) {
   }
 }
 
-// Pixels of one row, channels last without gaps, whatever they were.
-void copy_pixels(const float* from, int64_t pixel_stride, int64_t channel_stride, int64_t count, int64_t channels, float* to);
+// Pixels of one row, to channels last without gaps, whatever they were.
+void copy_pixels(const ConvLayer& layer, const ConvCall& call, const float* from, int64_t count, float* to);
 
 // Pixels a constant stride apart, and where their results go.
 struct PixelRun {

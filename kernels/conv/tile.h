@@ -133,11 +133,11 @@ constexpr ConvTiles kConvTiles = all_conv_tiles();
 // Pixels beside one panel that holds small groups of G inputs and G outputs: each lane has the inputs of its own group before it, spread
 // from one vector of sixteen channels. A segment is a tap.
 #if defined(__AVX512F__)
-constexpr int kSpreadRows = 10;
+constexpr int kSpreadRows[2] = {10, 10};
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int kSpreadRows = 3;
+constexpr int kSpreadRows[2] = {3, 6};
 #else
-constexpr int kSpreadRows = 2;
+constexpr int kSpreadRows[2] = {2, 2};
 #endif
 
 template <int G, int c, int R>
@@ -157,10 +157,23 @@ __attribute__((noinline)) void conv_spread_tile(const ConvTile& t) {
   for (int i = 0; i < R; i++) sum[i][0] = broadcast(0.0f);
   const float* weights = t.weights;
   for (int64_t tap = 0; tap < t.segment_count; tap++, weights += G * kLanes) {
-    F16 pixels[R];
+    const float* const from = t.pixels + t.segments[tap].offset;
+    if constexpr (G == kLanes / 2 && kRegisters == 2) {  // AVX2: a load takes less than its permutation
+#pragma GCC unroll 8
+      for (int c = 0; c < G; c++) {
+        const F16 right = load_once(weights + c * kLanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < R; i++) pixels[i] = load(t.pixels + t.segments[tap].offset + i * t.pixel_stride);
-    spread_products<G, 0>(weights, pixels, sum);
+        for (int i = 0; i < R; i++) {
+          const float* const at = from + i * t.pixel_stride + c;
+          sum[i][0] = fma(join(broadcast_8(at[0]), broadcast_8(at[G])), right, sum[i][0]);
+        }
+      }
+    } else {
+      F16 pixels[R];
+#pragma GCC unroll 16
+      for (int i = 0; i < R; i++) pixels[i] = load(from + i * t.pixel_stride);
+      spread_products<G, 0>(weights, pixels, sum);
+    }
   }
   if (t.clamps) conv_epilogue<true>(t, sum);
   else conv_epilogue<false>(t, sum);
@@ -170,18 +183,18 @@ struct ConvSpreadTiles {
   void (*at[2][kMaxConvRows + 1])(const ConvTile&);
 };
 
-template <int R>
+template <int G, int R>
 constexpr void put_spread_tiles(ConvSpreadTiles& tiles) {
   if constexpr (R > 0) {
-    tiles.at[0][R] = conv_spread_tile<4, R>;
-    tiles.at[1][R] = conv_spread_tile<8, R>;
-    put_spread_tiles<R - 1>(tiles);
+    tiles.at[G / 8][R] = conv_spread_tile<G, R>;
+    put_spread_tiles<G, R - 1>(tiles);
   }
 }
 
 constexpr ConvSpreadTiles all_spread_tiles() {
   ConvSpreadTiles tiles{};
-  put_spread_tiles<kSpreadRows>(tiles);
+  put_spread_tiles<4, kSpreadRows[0]>(tiles);
+  put_spread_tiles<8, kSpreadRows[1]>(tiles);
   return tiles;
 }
 
@@ -193,6 +206,21 @@ FASTGRAPH_INLINE void for_channels(int64_t channels, const Body& body) {
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) body(c, kLanes);
   if (c < channels) body(c, int(channels - c));
+}
+
+void conv_interleave(const float* from, int64_t channel_stride, int64_t count, int64_t channels, float* __restrict to) {
+  if (channels == 3) {
+    const float *first = from, *second = from + channel_stride, *third = second + channel_stride;
+    for (int64_t i = 0; i < count; i++, to += 3) {
+      to[0] = first[i];
+      to[1] = second[i];
+      to[2] = third[i];
+    }
+    return;
+  }
+  for (int64_t begin = 0; begin < count; begin += kLanes)  // so many pixels: the lines that are written stay in L1
+    for (int64_t c = 0; c < channels; c++)
+      for (int64_t i = begin; i < smaller(count, begin + kLanes); i++) to[i * channels + c] = from[c * channel_stride + i];
 }
 
 void conv_activate(const ActivationCall& call, float* out, int64_t stride, int64_t rows, int64_t channels) {

@@ -270,7 +270,7 @@ void run_winograd(const ConvLayer& layer, const ConvEpilogue& epilogue, const Co
   const AlignedFloats pixels = aligned_floats(rows * row_floats);
   lease.run(rows, [&](int64_t row) {
     const float* const from = call.x + row / call.height * call.image_stride + row % call.height * call.row_stride;
-    copy_pixels(from, call.pixel_stride, call.channel_stride, call.width, C, pixels.get() + row * row_floats);
+    copy_pixels(layer, call, from, call.width, pixels.get() + row * row_floats);
   });
   ConvCall last = call;
   last.x = pixels.get();
