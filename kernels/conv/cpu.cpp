@@ -83,8 +83,9 @@ double pack_winograd(const ConvGeometry& g, const Weight& weight, float* to) {
 }
 
 // The largest pixel up to which nothing in Winograd's sums overflows: transformed pixels are up to four times a pixel, and an output adds
-// up nine sums. Negative where weights are not finite, or close to the end of the range.
+// up nine sums. Negative where weights are not finite, or close to either end of the range: transformed ones are rounded too.
 float largest_pixel(double weights, const float* bias, int64_t count) {
+  if (weights < 0x1p-100) return -1;
   double largest = 0;
   for (int64_t i = 0; i < count; i++) largest = std::max(largest, std::abs(double(bias[i])));
   const double room = (0x1p125 - largest) / (1 + 36 * weights);

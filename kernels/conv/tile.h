@@ -208,16 +208,16 @@ FASTGRAPH_INLINE void for_channels(int64_t channels, const Body& body) {
   if (c < channels) body(c, int(channels - c));
 }
 
-void conv_interleave(const float* from, int64_t channel_stride, int64_t count, int64_t channels, float* __restrict to) {
-  if (channels == 3) {
-    const float *first = from, *second = from + channel_stride, *third = second + channel_stride;
-    for (int64_t i = 0; i < count; i++, to += 3) {
-      to[0] = first[i];
-      to[1] = second[i];
-      to[2] = third[i];
-    }
-    return;
-  }
+template <int C>
+FASTGRAPH_INLINE void interleave_channels(const float* from, int64_t channel_stride, int64_t count, float* __restrict to) {
+  for (int64_t i = 0; i < count; i++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) to[i * C + c] = from[c * channel_stride + i];
+}
+
+void conv_interleave(const float* from, int64_t channel_stride, int64_t count, int64_t channels, float* to) {
+  if (channels == 3) return interleave_channels<3>(from, channel_stride, count, to);
+  if (channels == 4) return interleave_channels<4>(from, channel_stride, count, to);
   for (int64_t begin = 0; begin < count; begin += kLanes)  // so many pixels: the lines that are written stay in L1
     for (int64_t c = 0; c < channels; c++)
       for (int64_t i = begin; i < smaller(count, begin + kLanes); i++) to[i * channels + c] = from[c * channel_stride + i];
