@@ -178,7 +178,9 @@ def with_epilogue(
 
     with LastProduct() as last:
         exact = reference(torch.float64)
-    inputs = [laid_out(t, layout) for t in (x, residual) if t is not None]
+    inputs = [laid_out(x, layout)]
+    if residual is not None:
+        inputs.append(laid_out(residual, "slice" if layout == "slice" else "channels_last"))
     y = run(kernel, inputs, exact.shape, threads)
     assert_close_to_reference(y, reference(torch.float32), exact, last.sums)
 
@@ -191,3 +193,177 @@ def test_epilogues(name: str, activations: list[str], generator: torch.Generator
     residual = random(generator, conv.reference(x).shape)
     with_epilogue(conv, x, None, activations, "channels_last", 2)
     with_epilogue(conv, x, residual, activations, "slice", 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    batch=st.integers(0, 3),
+    groups=st.sampled_from([1, 1, 1, 2, 3, 8]),
+    inputs=st.sampled_from([1, 3, 4, 8, 15, 16, 17, 31, 33, 64]),
+    outputs=st.sampled_from([1, 3, 4, 8, 15, 16, 17, 31, 33, 64, 80]),
+    size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)) | st.just((3, 3)) | st.just((1, 1)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)) | st.just((1, 1)),
+    pads=st.tuples(*[st.integers(0, 3)] * 4) | st.just((1, 1, 1, 1)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)) | st.just((1, 1)),
+    layout=st.sampled_from(["nchw", "channels_last", "slice"]),
+    activations=st.lists(st.sampled_from(sorted(ACTIVATIONS)), max_size=2),
+    residual=st.booleans(),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_any_geometry(
+    batch,
+    groups,
+    inputs,
+    outputs,
+    size,
+    kernel,
+    stride,
+    pads,
+    dilation,
+    layout,
+    activations,
+    residual,
+    threads,
+    seed,
+):
+    generator = torch.Generator().manual_seed(seed)
+    options = {"groups": groups, "stride": stride, "pads": pads, "dilation": dilation}
+    per_group = min(inputs, 17) if groups > 1 else inputs
+    conv = layer(
+        generator, per_group * groups, min(outputs, 17) * groups if groups > 1 else outputs, kernel, seed % 2, **options
+    )
+    assume(conv.fits(*size))
+    x = random(generator, (batch, per_group * groups, *size))
+    out = conv.reference(x)
+    with_epilogue(conv, x, random(generator, out.shape) if residual else None, activations, layout, threads)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 26])
+@pytest.mark.parametrize("pads", [(0, 0, 0, 0), (1, 1, 1, 1), (2, 0, 1, 3)])
+@pytest.mark.usefixtures("isa")
+def test_three_by_three_on_small_maps(size: int, pads: tuple[int, int, int, int], generator: torch.Generator) -> None:
+    """Winograd's tiles at every border, and maps that have too few of them."""
+    for inputs, outputs in ((33, 40), (70, 16)):
+        conv = layer(generator, inputs, outputs, (3, 3), pads=pads)
+        for width in (size, 2 * size + 1):
+            if conv.fits(size, width):
+                check(conv, random(generator, (3, inputs, size, width)), "slice", 2)
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+@pytest.mark.parametrize("groups", [4, 6, 8])
+@pytest.mark.parametrize("kernel", [1, 3, 9])
+@pytest.mark.usefixtures("isa")
+def test_small_groups(channels: int, groups: int, kernel: int, generator: torch.Generator) -> None:
+    """Several in one panel where they fill it; an infinity stays in its own group."""
+    pads = (kernel // 2,) * 4
+    conv = layer(generator, channels * groups, channels * groups, (kernel, kernel), groups=groups, pads=pads)
+    for size in ((3, 2), (7, 16)):
+        x = random(generator, (2, channels * groups, *size))
+        check(conv, x, "slice")
+        x[1, channels + 1, 1, 1] = float("inf")
+        y = check(conv, x, "nchw", 2)
+        assert y[:, :channels].isfinite().all()
+        assert y[:, 2 * channels :].isfinite().all()
+
+
+def test_rank_3(generator: torch.Generator) -> None:
+    conv = layer(generator, 20, 33, (1, 3), pads=(0, 1, 0, 1), stride=(1, 2))
+    x = random(generator, (3, 20, 50))
+    expected = run(conv.kernel(), [x[:, :, None]], (3, 33, 1, 25))
+    for layout in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
+        y = torch.full((3, 25, 33), NAN).transpose(1, 2)
+        conv.kernel().run([layout], [y], 2)
+        assert torch.equal(y, expected[:, :, 0])
+
+
+@pytest.mark.parametrize("name", ["point", "same", "groups"])
+def test_bf16_weights(name: str, generator: torch.Generator) -> None:
+    """They are the fp32 ones that they stand for."""
+    conv, x = case(generator, name)
+    narrow = conv.weight.bfloat16()
+    rounded = Layer(narrow.float(), conv.bias, conv.groups, conv.stride, conv.pads, conv.dilation)
+    sizes = conv.reference(x).shape
+    bits = Layer(narrow, conv.bias, conv.groups, conv.stride, conv.pads, conv.dilation).kernel(bf16=True)
+    assert torch.equal(run(bits, [x], sizes), run(rounded.kernel(), [x], sizes))
+
+
+def test_arguments() -> None:
+    weight = torch.zeros(4, 4, 3, 3)
+    with pytest.raises(ValueError, match="geometry: needs 13 sizes"):
+        module().Conv(weight.data_ptr(), 0, [4, 4, 1, 3, 3], False)
+    conv = Layer(weight, None).kernel()
+    with pytest.raises(ValueError, match="the map is smaller than the kernel"):
+        conv.run([torch.zeros(1, 4, 2, 5)], [torch.zeros(1, 4, 1, 3)], 1)
+    with pytest.raises(ValueError, match="softmax cannot follow"):
+        module().ConvWith(conv, False, [(7, 0.0, 0.0)])
+    assert conv.packed_bytes >= weight.numel() * 4
+
+
+def test_the_convolution_outlives_its_name(generator: torch.Generator) -> None:
+    conv, x = case(generator, "point")
+    kernel = module().ConvWith(conv.kernel(), False, [])
+    assert torch.equal(run(kernel, [x], conv.reference(x).shape), run(conv.kernel(), [x], conv.reference(x).shape))
+
+
+# Values that Winograd's sums would spread, or not hold.
+
+
+@pytest.mark.parametrize("name", ["point", "same", "many_taps", "small_maps", "groups", "stem"])
+@pytest.mark.usefixtures("isa")
+def test_nan_and_infinities_go_where_eager_sends_them(name: str, generator: torch.Generator) -> None:
+    conv, x = case(generator, name)
+    height, width = x.shape[2:]
+    for i, special in enumerate([NAN, float("inf"), float("-inf"), -NAN, 3e38, 1e-42, -0.0]):
+        x[i % 2, i % x.shape[1], 3 * i % height, 5 * i % width] = special
+    check(conv, x)
+    with_epilogue(conv, x, None, ["relu"], "slice", 2)
+
+
+@pytest.mark.usefixtures("isa")
+def test_values_at_the_end_of_the_range(generator: torch.Generator) -> None:
+    conv = Layer(torch.full((16, 32, 3, 3), 1e-3), None, pads=(1, 1, 1, 1))
+    check(conv, torch.full((1, 32, 6, 6), 3e38) * random(generator, (1, 32, 6, 6)).sign())
+    check(Layer(torch.full((16, 64, 3, 3), 3e38), None), random(generator, (1, 64, 6, 6), 1e-5))
+    check(Layer(random(generator, (16, 64, 3, 3), 1e-40), None), random(generator, (1, 64, 6, 6), 1e5))
+
+
+def beside(x: torch.Tensor, row: int, column: int, value: float) -> torch.Tensor:
+    """x with one pixel full of a value."""
+    x = x.clone()
+    x[:, :, row, column] = value
+    return x
+
+
+@pytest.mark.parametrize("value", [20.0, 100.0, 1e6, 1e20, 1e38, float("inf"), NAN])
+@pytest.mark.parametrize("size", [64, 200])
+@pytest.mark.usefixtures("isa")
+def test_a_pixel_counts_for_its_own_outputs_alone(value: float, size: int, generator: torch.Generator) -> None:
+    """However large, it leaves no error in outputs that it is no part of; beyond its tiles not a bit changes."""
+    conv = layer(generator, size, 32, (3, 3), pads=(1, 1, 1, 1))
+    x = random(generator, (1, size, 12, 11))
+    plain = run(conv.kernel(), [x], (1, 32, 12, 11))
+    for row, column in ((4, 5), (5, 6), (0, 0), (11, 10)):
+        loud = beside(x, row, column, value)
+        y = run(conv.kernel(), [loud], (1, 32, 12, 11), 2)
+        rows, columns = torch.arange(12)[:, None], torch.arange(11)
+        its_own = ((rows - row).abs() <= 1) & ((columns - column).abs() <= 1)
+        eager, exact = conv.reference(loud), conv.reference(loud.double())
+        sums = conv.reference(x.abs()).max().item()
+        assert_close_to_reference(y[..., ~its_own], eager[..., ~its_own], exact[..., ~its_own], sums)
+        far = ((rows - row).abs() > 3) | ((columns - column).abs() > 3)
+        assert torch.equal(y[..., far], plain[..., far])
+
+
+@pytest.mark.usefixtures("isa")
+def test_errors_beside_eager(generator: torch.Generator) -> None:
+    """Deep sums, whose blocks bound their errors: no larger than one and a half of eager's, root mean square."""
+    for channels, size in ((64, 14), (256, 8)):
+        conv = layer(generator, channels, channels, (3, 3), pads=(1, 1, 1, 1))
+        x = random(generator, (2, channels, size, size)).relu()
+        exact, eager = conv.reference(x.double()), conv.reference(x)
+        y = run(conv.kernel(), [x], eager.shape)
+        ours, its = ((t - exact).square().mean().sqrt().item() for t in (y, eager))
+        assert ours < 1.5 * its

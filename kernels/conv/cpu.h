@@ -29,7 +29,9 @@ struct ConvGeometry {
   int64_t group_inputs() const { return in_channels / groups; }
   int64_t group_outputs() const { return out_channels / groups; }
   int64_t group_panels() const { return (group_outputs() + 15) / 16; }
-  int64_t taps() const { return kernel_h * kernel_w * group_inputs(); }
+  // Where it is 4 or 8, `groups` are panels of sixteen channels that hold groups of so many inputs and outputs.
+  int64_t spread = 0;
+  int64_t taps() const { return kernel_h * kernel_w * (spread ? spread : group_inputs()); }
   int64_t out_height(int64_t height) const { return (height + padding_top + padding_bottom - dilation_h * (kernel_h - 1) - 1) / stride_h + 1; }
   int64_t out_width(int64_t width) const { return (width + padding_left + padding_right - dilation_w * (kernel_w - 1) - 1) / stride_w + 1; }
 };
@@ -39,6 +41,8 @@ struct ConvEpilogue {
   bool residual = false;
   float low = -__builtin_inff(), high = __builtin_inff();  // the first activation, where it is a relu or clamp
   std::vector<ActivationCall> activations;                  // the others
+
+  bool clamps() const { return low != -__builtin_inff() || high != __builtin_inff(); }
 
   ConvEpilogue() = default;
   ConvEpilogue(bool residual, const std::vector<ActivationCall>& activations);
@@ -67,6 +71,12 @@ struct ConvLayer {
   const float* zeros;     // [in_channels] and a few more
   float largest_pixel;    // up to which nothing in Winograd's sums overflows
   const ConvKernels* kernels;
+
+  // Of the largest tile of so many panels; 0 where there is none.
+  int most_rows(int64_t panels) const { return geometry.spread ? (panels == 1 ? kernels->spread_rows[geometry.spread / 8] : 0) : kernels->most_rows[panels]; }
+  void tile(int64_t panels, int64_t rows, const ConvTile& tile) const {
+    (geometry.spread ? kernels->spread[geometry.spread / 8] : kernels->tiles[panels])[rows](tile);
+  }
 };
 
 // Whether a call of this layer is summed by Winograd's method.

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "../cpu/arena.h"
 #include "products.h"
 
 namespace fastgraph {
@@ -19,31 +20,20 @@ enum class Source { flat, rows, padded, patches };
 class Direct {
  public:
   Direct(const ConvLayer& layer, const ConvEpilogue& epilogue, const ConvCall& call, int threads)
-      : layer_(layer), g_(layer.geometry), call_(call), source_(source()), blocks_(taps()), units_(layer, run_length(), 1),
-        division_(divide(threads)), shared_units_(layer, run_length(), division_.shares ? threads : 1),
-        sums_{layer, epilogue, shared_units_, blocks_, source_ == Source::patches ? g_.taps() : g_.group_inputs(), call.y_stride, call.residual_stride} {}
+      : layer_(layer), g_(layer.geometry), call_(call), source_(source()), blocks_(taps()), division_(divide(threads)),
+        units_(layer, run_length(), division_.parts),
+        sums_{layer, epilogue, units_, blocks_, source_ == Source::patches ? patch_floats() / g_.groups : g_.group_inputs(), call.y_stride, call.residual_stride} {}
 
   void run(Lease& lease) const {
-    if (division_.shares) return run_shared(lease);
-    lease.run(division_.strips, [&](int64_t strip) {
-      const int64_t first = rows() * strip / division_.strips, last = rows() * (strip + 1) / division_.strips;
-      float* const copies = scratch(copied_floats(first, last) + sums_.floats((last - first) * row_pixels()));
-      copy(first, last, copies, 0, copied_rows(first, last));
-      sums_.run(runs(first, last, copies), 0, shared_units_.count(), copies + copied_floats(first, last));
+    division_.run(rows(), units_.count(), lease, [&](int64_t first, int64_t last, int64_t first_unit, int64_t last_unit) {
+      const int64_t copies = copied_floats(first, last);
+      float* const scratch = thread_arena(copies + sums_.floats((last - first) * row_pixels()));
+      copy(first, last, scratch);
+      sums_.run(runs(first, last, scratch), first_unit, last_unit, scratch + copies);
     });
   }
 
  private:
-  // Panels are divided; what is copied is copied by all, for all.
-  void run_shared(Lease& lease) const {
-    const SharedScratch scratch(copied_floats(0, rows()), sums_.floats(rows() * row_pixels()));
-    const int64_t copied = copied_rows(0, rows()), parts = std::min<int64_t>(lease.threads(), copied);
-    lease.run(parts, [&](int64_t part) { copy(0, rows(), scratch.shared(), copied * part / parts, copied * (part + 1) / parts); });
-    const std::vector<PixelRun> all = runs(0, rows(), scratch.shared());
-    const int64_t units = shared_units_.count(), chunks = std::min<int64_t>(lease.threads(), units);
-    lease.run(chunks, [&](int64_t c) { sums_.run(all, units * c / chunks, units * (c + 1) / chunks, scratch.own()); });
-  }
-
   Source source() const {
     const bool is_padded = g_.padding_top || g_.padding_left || g_.padding_bottom || g_.padding_right;
     if (call_.channel_stride == 1 && !is_padded) {
@@ -63,25 +53,29 @@ class Direct {
   int64_t width() const { return (call_.out_width - 1) * g_.stride_w + (g_.kernel_w - 1) * g_.dilation_w + 1; }
   int64_t span() const { return (g_.kernel_h - 1) * g_.dilation_h + 1; }
 
+  int64_t patch_floats() const { return g_.kernel_h * g_.kernel_w * g_.in_channels; }
+
   int64_t pixel_stride() const { return source_ == Source::padded ? g_.in_channels : call_.pixel_stride; }
   int64_t row_stride() const { return source_ == Source::padded ? width() * g_.in_channels : call_.row_stride; }
 
   std::vector<ConvSegment> taps() const {
-    if (is_flat()) return {{0, g_.taps()}};
+    const bool is_run = g_.groups == 1 && !g_.spread && g_.dilation_w == 1 && pixel_stride() == g_.in_channels;
+    const int64_t inputs = g_.spread ? g_.spread : g_.group_inputs();
     std::vector<ConvSegment> taps;
-    const bool is_run = g_.groups == 1 && g_.dilation_w == 1 && pixel_stride() == g_.in_channels;
+    if (is_flat() && !g_.spread) return {{0, g_.taps()}};
     for (int64_t y = 0; y < g_.kernel_h; y++) {
       const int64_t row = y * g_.dilation_h * row_stride();
       if (is_run) taps.push_back({row, g_.kernel_w * g_.in_channels});
-      for (int64_t x = 0; !is_run && x < g_.kernel_w; x++) taps.push_back({row + x * g_.dilation_w * pixel_stride(), g_.group_inputs()});
+      for (int64_t x = 0; !is_run && x < g_.kernel_w; x++)
+        taps.push_back({is_flat() ? (y * g_.kernel_w + x) * g_.group_inputs() : row + x * g_.dilation_w * pixel_stride(), inputs});
     }
     return taps;
   }
 
   ConvDivision divide(int threads) const {
     const int64_t read = call_.batch * call_.height * call_.width * g_.in_channels;
-    const int64_t copies = source_ == Source::patches ? g_.groups * g_.taps() : g_.in_channels * g_.stride_h * (is_flat() ? 1 : width());
-    const int64_t sums = row_pixels() * units_.widest() * kConvLanes, weights = g_.out_channels * g_.taps();
+    const int64_t copies = source_ == Source::patches ? patch_floats() : g_.in_channels * g_.stride_h * (is_flat() ? 1 : width());
+    const int64_t sums = row_pixels() * 2 * kConvLanes, weights = g_.out_channels * g_.taps();
     return ConvDivision::of(rows(), row_pixels(), copies + sums, weights, read, g_.groups * g_.group_panels(), threads);
   }
 
@@ -103,20 +97,15 @@ class Direct {
     return rows;
   }
   int64_t copied_floats(int64_t first, int64_t last) const {
-    return (copied_rows(first, last) * (source_ == Source::patches ? g_.groups * g_.taps() : row_stride()) + kConvLanes - 1) / kConvLanes * kConvLanes;
+    return (copied_rows(first, last) * (source_ == Source::patches ? patch_floats() : row_stride()) + kConvLanes - 1) / kConvLanes * kConvLanes;
   }
 
-  // Copies [begin, end) of them.
-  void copy(int64_t first, int64_t last, float* to, int64_t begin, int64_t end) const {
-    if (source_ == Source::patches)
-      for (int64_t i = begin; i < end; i++) copy_patch(first + i, to + i * g_.groups * g_.taps());
+  void copy(int64_t first, int64_t last, float* to) const {
+    for (int64_t i = first; source_ == Source::patches && i < last; i++) copy_patch(i, to + (i - first) * patch_floats());
     if (source_ != Source::padded) return;
-    int64_t at = 0;
-    for_images(first, last, [&](int64_t image, int64_t from, int64_t rows_to) {
-      const int64_t rows = (rows_to - from - 1) * g_.stride_h + span();
-      for (int64_t r = std::max<int64_t>(begin - at, 0); r < std::min(rows, end - at); r++)
-        copy_row(image, from * g_.stride_h - g_.padding_top + r, to + (at + r) * row_stride());
-      at += rows;
+    for_images(first, last, [&](int64_t image, int64_t from, int64_t end) {
+      const int64_t begin = from * g_.stride_h - g_.padding_top, rows = (end - from - 1) * g_.stride_h + span();
+      for (int64_t r = 0; r < rows; r++, to += row_stride()) copy_row(image, begin + r, to);
     });
   }
 
@@ -124,7 +113,7 @@ class Direct {
     const int64_t C = g_.in_channels, begin = std::min(g_.padding_left, width()), end = std::min(begin + call_.width, width());
     if (y < 0 || y >= call_.height) return void(memset(to, 0, size_t(width() * C) * sizeof(float)));
     memset(to, 0, size_t(begin * C) * sizeof(float));
-    copy_pixels(call_.x + image * call_.image_stride + y * call_.row_stride, call_.pixel_stride, call_.channel_stride, end - begin, C, to + begin * C);
+    copy_pixels(layer_, call_, call_.x + image * call_.image_stride + y * call_.row_stride, end - begin, to + begin * C);
     memset(to + end * C, 0, size_t((width() - end) * C) * sizeof(float));
   }
 
@@ -152,7 +141,7 @@ class Direct {
 
   std::vector<PixelRun> runs(int64_t first, int64_t last, const float* copies) const {
     if (source_ == Source::flat) return {run_of(call_.x + first * call_.pixel_stride, call_.pixel_stride, first, last - first)};
-    if (source_ == Source::patches) return {run_of(copies, g_.groups * g_.taps(), first, last - first)};
+    if (source_ == Source::patches) return {run_of(copies, patch_floats(), first, last - first)};
     std::vector<PixelRun> runs;
     runs.reserve(size_t(last - first));
     for_images(first, last, [&](int64_t image, int64_t from, int64_t to) {
@@ -165,16 +154,13 @@ class Direct {
     return runs;
   }
 
-  static float* scratch(int64_t floats) { return SharedScratch(0, floats).shared(); }
-
   const ConvLayer& layer_;
   const ConvGeometry& g_;
   const ConvCall& call_;
   Source source_;
   ConvBlocks blocks_;
-  ConvUnits units_;
   ConvDivision division_;
-  ConvUnits shared_units_;
+  ConvUnits units_;
   ConvSums sums_;
 };
 

@@ -28,11 +28,13 @@ struct ConvTile {
   int64_t base_stride;
   const float* residual;  // or null
   int64_t residual_stride;
+  bool clamps;  // to [low, high]
   float low, high;
   float* out;
   int64_t out_stride;
   int64_t lanes;  // of the last panel, 1 to 16: nothing beyond is read from `residual` or written
 };
+
 
 // The outputs of one Winograd tile: null where one is outside the map.
 struct ConvWinogradTile {
@@ -49,6 +51,11 @@ struct ConvKernels {
   int most_rows[kMaxConvPanels + 1];  // of a tile of so many panels; 0 where there is none
   // tiles[panels][rows]
   void (*const (*tiles)[kMaxConvRows + 1])(const ConvTile&);
+  // Of the tiles of small groups, as many outputs as inputs: spread[0][rows] has groups of four, spread[1] of eight.
+  int spread_rows[2];
+  void (*const (*spread)[kMaxConvRows + 1])(const ConvTile&);
+  // Channels `channel_stride` apart to pixels without gaps.
+  void (*interleave)(const float* from, int64_t channel_stride, int64_t count, int64_t channels, float* to);
   // B^T d B of a tile of 4 x 4 pixels: position p to to[p * position_stride + c]; zeros up to a multiple of sixteen channels.
   void (*transform)(const float* const (&pixels)[16], int64_t channels, float* to, int64_t position_stride);
   void (*finish)(const ConvWinogradTile&);

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdlib.h>
 
-#include "../cpu/arena.h"
 #include "../cpu/gemm/tile.h"
 
 namespace fastgraph {
@@ -24,10 +24,10 @@ double run_cycles(int64_t panels, int64_t count, int64_t most) {
 
 }  // namespace
 
-ConvBlocks::ConvBlocks(const std::vector<ConvSegment>& taps) {
+ConvBlocks::ConvBlocks(const std::vector<ConvSegment>& taps, int64_t longest) {
   int64_t total = 0;
   for (const ConvSegment& s : taps) total += s.length;
-  const int64_t size = FASTGRAPH_ISA::sum_block(total);
+  const int64_t count = std::max<int64_t>(1, (total + longest - 1) / longest), even = (total + count - 1) / count, size = even + even % 2;
   int64_t k = 0, room = 0;
   if (total == 0) blocks.push_back({0, 0, 0});
   for (ConvSegment s : taps) {
@@ -46,27 +46,22 @@ ConvBlocks::ConvBlocks(const std::vector<ConvSegment>& taps) {
   }
 }
 
-void copy_pixels(const float* from, int64_t pixel_stride, int64_t channel_stride, int64_t count, int64_t channels, float* to) {
-  if (channel_stride == 1 && pixel_stride == channels) return void(memcpy(to, from, size_t(count * channels) * sizeof(float)));
-  if (channel_stride == 1) {
-    for (int64_t i = 0; i < count; i++) memcpy(to + i * channels, from + i * pixel_stride, size_t(channels) * sizeof(float));
-    return;
-  }
-  constexpr int64_t kPart = 16;  // pixels: the lines that are written stay in L1
-  for (int64_t first = 0; first < count; first += kPart)
-    for (int64_t c = 0; c < channels; c++)
-      for (int64_t i = first; i < std::min(count, first + kPart); i++) to[i * channels + c] = from[c * channel_stride + i * pixel_stride];
+void copy_pixels(const ConvLayer& layer, const ConvCall& call, const float* from, int64_t count, float* to) {
+  const int64_t C = layer.geometry.in_channels;
+  if (call.channel_stride != 1) return layer.kernels->interleave(from, call.channel_stride, count, C, to);
+  if (call.pixel_stride == C) return void(memcpy(to, from, size_t(count * C) * sizeof(float)));
+  for (int64_t i = 0; i < count; i++) memcpy(to + i * C, from + i * call.pixel_stride, size_t(C) * sizeof(float));
 }
 
 ConvUnits::ConvUnits(const ConvLayer& layer, int64_t count, int64_t least)
     : groups_(layer.geometry.groups), panels_(layer.geometry.group_panels()), per_group_(panels_), widest_(1) {
   double best = HUGE_VAL;
-  for (int64_t width = 1; width <= kMaxConvPanels && layer.kernels->most_rows[width] > 0; width++) {
+  for (int64_t width = 1; width <= kMaxConvPanels && layer.most_rows(width) > 0; width++) {
     const int64_t units = (panels_ + width - 1) / width;
     if (width > 1 && groups_ * units < least) break;
     const int64_t narrow = panels_ / units, wider = panels_ % units;
-    double cycles = double(units - wider) * run_cycles(narrow, count, layer.kernels->most_rows[narrow]);
-    if (wider) cycles += double(wider) * run_cycles(narrow + 1, count, layer.kernels->most_rows[narrow + 1]);
+    double cycles = double(units - wider) * run_cycles(narrow, count, layer.most_rows(narrow));
+    if (wider) cycles += double(wider) * run_cycles(narrow + 1, count, layer.most_rows(narrow + 1));
     if (cycles <= best) {
       best = cycles;
       per_group_ = units;
@@ -92,11 +87,13 @@ void ConvSums::run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit,
   const ConvGeometry& g = layer.geometry;
   const int64_t channel = unit.group * g.group_outputs() + unit.panel * kConvLanes, width = unit.panels * kConvLanes;
   const int64_t channels = std::min(width, g.group_outputs() - unit.panel * kConvLanes);
-  const int64_t most = layer.kernels->most_rows[unit.panels];
+  const int64_t most = layer.most_rows(unit.panels);
   const float* const panels = weights(unit);
   ConvTile tile{};
   tile.panel_stride = g.taps() * kConvLanes;
   tile.residual_stride = residual_stride;
+  tile.low = epilogue.low;
+  tile.high = epilogue.high;
   for (size_t b = 0; b < blocks.blocks.size(); b++) {
     const ConvBlocks::Block& block = blocks.blocks[b];
     const bool is_first = b == 0, is_last = b + 1 == blocks.blocks.size();
@@ -104,8 +101,7 @@ void ConvSums::run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit,
     tile.segment_count = block.count;
     tile.weights = panels + block.k * kConvLanes;
     tile.base_stride = is_first ? 0 : width;
-    tile.low = is_last ? epilogue.low : -HUGE_VALF;
-    tile.high = is_last ? epilogue.high : HUGE_VALF;
+    tile.clamps = is_last && epilogue.clamps();
     tile.out_stride = is_last ? y_stride : width;
     tile.lanes = is_last ? channels - (width - kConvLanes) : kConvLanes;
     const float* const following = is_last ? next : panels + blocks.blocks[b + 1].k * kConvLanes;
@@ -119,7 +115,7 @@ void ConvSums::run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit,
         tile.base = is_first ? layer.bias + (unit.group * g.group_panels() + unit.panel) * kConvLanes : so_far;
         tile.out = is_last ? run.out + row * y_stride + channel : so_far;
         tile.residual = is_last && run.residual ? run.residual + row * residual_stride + channel : nullptr;
-        layer.kernels->tiles[unit.panels][rows](tile);
+        layer.tile(unit.panels, rows, tile);
         if (is_last)
           for (const ActivationCall& call : epilogue.activations) layer.kernels->activate(call, tile.out, y_stride, rows, channels);
         so_far += rows * width;
@@ -128,18 +124,19 @@ void ConvSums::run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit,
   }
 }
 
-ConvDivision ConvDivision::of(int64_t rows, int64_t pixels, int64_t floats, int64_t weights, int64_t read, int64_t units, int threads) {
-  if (threads > 1 && (rows < threads || (weights > read && units >= threads))) return {1, units > 1};
-  const int64_t least = (kStripPixels + pixels - 1) / pixels, most = std::max(least, kStripFloats / std::max<int64_t>(floats, 1));
-  const int64_t strips = ((rows + most - 1) / most + threads - 1) / threads * threads;
-  return {std::min(strips, rows), false};
-}
-
-SharedScratch::SharedScratch(int64_t shared, int64_t own) : data_(thread_arena(shared + own)), shared_(shared), own_(own) {}
-
-float* SharedScratch::own() const {
-  float* const data = thread_arena(own_);
-  return data == data_ ? data + shared_ : data;
+ConvDivision ConvDivision::of(int64_t rows, int64_t pixels, int64_t floats, int64_t weights, int64_t read, int64_t panels, int threads) {
+  const auto over = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t least = over(kStripPixels, pixels), most = std::max(least, kStripFloats / std::max<int64_t>(floats, 1));
+  int64_t strips = over(rows, most), parts = 1;
+  // Threads divide what is larger.
+  if (weights > 4 * read) {
+    parts = std::min<int64_t>(threads, panels);
+    strips = std::min(rows, std::max(strips, over(threads, parts)));
+  } else {
+    strips = std::min(rows, over(strips, threads) * threads);
+    parts = std::min(panels, over(threads, strips));
+  }
+  return {strips, parts};
 }
 
 }  // namespace fastgraph

@@ -70,10 +70,9 @@ FASTGRAPH_INLINE void conv_products(const ConvTile& t, F16 (&sum)[R][V]) {
   }
 }
 
-template <int R, int V>
-__attribute__((noinline)) void conv_tile(const ConvTile& t) {
-  F16 sum[R][V];
-  conv_products(t, sum);
+// What becomes of the sums; `clamps`: whether there is anything to clamp to.
+template <bool clamps, int R, int V>
+FASTGRAPH_INLINE void conv_epilogue(const ConvTile& t, const F16 (&sum)[R][V]) {
   const F16 low = broadcast(t.low), high = broadcast(t.high);
   const auto finish = [&](int i, int v, int64_t lanes) __attribute__((always_inline)) {
     F16 total = sum[i][v];
@@ -82,7 +81,7 @@ __attribute__((noinline)) void conv_tile(const ConvTile& t) {
       const float* from = t.residual + i * t.residual_stride + v * kLanes;
       total = add(total, lanes == kLanes ? load(from) : load_first(from, lanes));
     }
-    total = clamp(total, low, high);
+    if constexpr (clamps) total = clamp(total, low, high);
     float* to = t.out + i * t.out_stride + v * kLanes;
     if (lanes == kLanes) store(to, total);
     else store_first(to, total, lanes);
@@ -98,6 +97,14 @@ __attribute__((noinline)) void conv_tile(const ConvTile& t) {
 #pragma GCC unroll 16
     for (int i = 0; i < R; i++) finish(i, V - 1, t.lanes);
   }
+}
+
+template <int R, int V>
+__attribute__((noinline)) void conv_tile(const ConvTile& t) {
+  F16 sum[R][V];
+  conv_products(t, sum);
+  if (t.clamps) conv_epilogue<true>(t, sum);
+  else conv_epilogue<false>(t, sum);
 }
 
 struct ConvTiles {
@@ -123,12 +130,97 @@ constexpr ConvTiles all_conv_tiles() {
 
 constexpr ConvTiles kConvTiles = all_conv_tiles();
 
+// Pixels beside one panel that holds small groups of G inputs and G outputs: each lane has the inputs of its own group before it, spread
+// from one vector of sixteen channels. A segment is a tap.
+#if defined(__AVX512F__)
+constexpr int kSpreadRows[2] = {10, 10};
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int kSpreadRows[2] = {3, 6};
+#else
+constexpr int kSpreadRows[2] = {2, 2};
+#endif
+
+template <int G, int c, int R>
+FASTGRAPH_INLINE void spread_products(const float* weights, const F16 (&pixels)[R], F16 (&sum)[R][1]) {
+  if constexpr (c < G) {
+    const F16 right = load_once(weights + c * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++) sum[i][0] = fma(spread<G, c>(pixels[i]), right, sum[i][0]);
+    spread_products<G, c + 1>(weights, pixels, sum);
+  }
+}
+
+template <int G, int R>
+__attribute__((noinline)) void conv_spread_tile(const ConvTile& t) {
+  F16 sum[R][1];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; i++) sum[i][0] = broadcast(0.0f);
+  const float* weights = t.weights;
+  for (int64_t tap = 0; tap < t.segment_count; tap++, weights += G * kLanes) {
+    const float* const from = t.pixels + t.segments[tap].offset;
+    if constexpr (G == kLanes / 2 && kRegisters == 2) {  // AVX2: a load takes less than its permutation
+#pragma GCC unroll 8
+      for (int c = 0; c < G; c++) {
+        const F16 right = load_once(weights + c * kLanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < R; i++) {
+          const float* const at = from + i * t.pixel_stride + c;
+          sum[i][0] = fma(join(broadcast_8(at[0]), broadcast_8(at[G])), right, sum[i][0]);
+        }
+      }
+    } else {
+      F16 pixels[R];
+#pragma GCC unroll 16
+      for (int i = 0; i < R; i++) pixels[i] = load(from + i * t.pixel_stride);
+      spread_products<G, 0>(weights, pixels, sum);
+    }
+  }
+  if (t.clamps) conv_epilogue<true>(t, sum);
+  else conv_epilogue<false>(t, sum);
+}
+
+struct ConvSpreadTiles {
+  void (*at[2][kMaxConvRows + 1])(const ConvTile&);
+};
+
+template <int G, int R>
+constexpr void put_spread_tiles(ConvSpreadTiles& tiles) {
+  if constexpr (R > 0) {
+    tiles.at[G / 8][R] = conv_spread_tile<G, R>;
+    put_spread_tiles<G, R - 1>(tiles);
+  }
+}
+
+constexpr ConvSpreadTiles all_spread_tiles() {
+  ConvSpreadTiles tiles{};
+  put_spread_tiles<4, kSpreadRows[0]>(tiles);
+  put_spread_tiles<8, kSpreadRows[1]>(tiles);
+  return tiles;
+}
+
+constexpr ConvSpreadTiles kConvSpreadTiles = all_spread_tiles();
+
 // Calls body(first channel, lanes) for every vector of a pixel.
 template <class Body>
 FASTGRAPH_INLINE void for_channels(int64_t channels, const Body& body) {
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) body(c, kLanes);
   if (c < channels) body(c, int(channels - c));
+}
+
+template <int C>
+FASTGRAPH_INLINE void interleave_channels(const float* from, int64_t channel_stride, int64_t count, float* __restrict to) {
+  for (int64_t i = 0; i < count; i++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) to[i * C + c] = from[c * channel_stride + i];
+}
+
+void conv_interleave(const float* from, int64_t channel_stride, int64_t count, int64_t channels, float* to) {
+  if (channels == 3) return interleave_channels<3>(from, channel_stride, count, to);
+  if (channels == 4) return interleave_channels<4>(from, channel_stride, count, to);
+  for (int64_t begin = 0; begin < count; begin += kLanes)  // so many pixels: the lines that are written stay in L1
+    for (int64_t c = 0; c < channels; c++)
+      for (int64_t i = begin; i < smaller(count, begin + kLanes); i++) to[i * channels + c] = from[c * channel_stride + i];
 }
 
 void conv_activate(const ActivationCall& call, float* out, int64_t stride, int64_t rows, int64_t channels) {

@@ -150,6 +150,15 @@ FASTGRAPH_INLINE F16 shift_in(float* carry, F16 a) {
   return {last_lanes_8(first, a.lo), last_lanes_8(_mm256_permute2f128_ps(a.lo, a.hi, 0x21), a.hi)};
 }
 
+// Lane `c` of each four lanes, or eight, in all of them.
+template <int G, int c>
+FASTGRAPH_INLINE __m256 spread_8(__m256 a) {
+  if constexpr (G == 4) return _mm256_permute_ps(a, c * 0x55);
+  else return _mm256_permutevar8x32_ps(a, _mm256_set1_epi32(c));
+}
+template <int G, int c>
+FASTGRAPH_INLINE F16 spread(F16 a) { return {spread_8<G, c>(a.lo), spread_8<G, c>(a.hi)}; }
+
 FASTGRAPH_INLINE F16 with_zeros(F8 a) { return {a.v, _mm256_setzero_ps()}; }
 FASTGRAPH_INLINE F16 join(F8 lo, F8 hi) { return {lo.v, hi.v}; }
 // Sixteen pairs.

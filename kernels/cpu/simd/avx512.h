@@ -84,6 +84,13 @@ FASTGRAPH_INLINE F16 shift_in(float* carry, F16 a) {
 FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))}; }
 FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xFFFF0000u))))}; }
 
+// Lane `c` of each four lanes, or eight, in all of them.
+template <int G, int c>
+FASTGRAPH_INLINE F16 spread(F16 a) {
+  if constexpr (G == 4) return {_mm512_permute_ps(a.v, c * 0x55)};
+  else return {_mm512_permutexvar_ps(_mm512_set_epi32(c + 8, c + 8, c + 8, c + 8, c + 8, c + 8, c + 8, c + 8, c, c, c, c, c, c, c, c), a.v)};
+}
+
 FASTGRAPH_INLINE F16 seconds_shifted(const uint32_t* p) { return seconds(p); }
 FASTGRAPH_INLINE F16 with_zeros(F8 a) { return {_mm512_zextps256_ps512(a.v)}; }
 FASTGRAPH_INLINE F16 join(F8 lo, F8 hi) { return {_mm512_insertf32x8(_mm512_castps256_ps512(lo.v), hi.v, 1)}; }

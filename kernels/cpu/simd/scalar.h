@@ -82,6 +82,14 @@ FASTGRAPH_INLINE void interleave(F16 even, F16 odd, F16* a, F16* b) {
   }
 }
 #undef FASTGRAPH_LANES
+// Lane `c` of each four lanes, or eight, in all of them.
+template <int G, int c>
+FASTGRAPH_INLINE F16 spread(F16 a) {
+  F16 r;
+  for (int i = 0; i < kLanes; i++) r.v[i] = a.v[i / G * G + c];
+  return r;
+}
+
 
 struct F8 { float v[kLanes / 2]; };
 #define FASTGRAPH_LANES(expression) \
