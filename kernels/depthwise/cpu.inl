@@ -48,15 +48,19 @@ struct DepthwiseOp {
   FASTGRAPH_INLINE_MEMBER F16 add(F16 sum, F16 x, Tap tap) const { return fma(x, tap, sum); }
   FASTGRAPH_INLINE_MEMBER F16 watch(F16 seen, F16) const { return seen; }
   void prepare(int64_t, int) {}
-  FASTGRAPH_INLINE_MEMBER void store(F16 sum, int, int64_t pixel, int64_t c, int64_t lanes) const {
+  template <int R>
+  FASTGRAPH_INLINE_MEMBER void store(F16 (&sums)[R], int64_t pixel, int64_t c, int64_t lanes) const {
     if (residual) {
       const float* from = residual + pixel * residual_pixel + c;
-      sum = FASTGRAPH_ISA::add(sum, lanes == kLanes ? load(from) : load_first(from, lanes));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) sums[r] = FASTGRAPH_ISA::add(sums[r], load_lanes(from + r * residual_pixel, lanes));
     }
-    const F16 y = clamp(sum, low, high);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) sums[r] = clamp(sums[r], low, high);
     float* to = out + pixel * out_pixel + c;
-    if (lanes == kLanes) FASTGRAPH_ISA::store(to, y);
-    else store_first(to, y, lanes);
+    const int64_t step = out_pixel;  // for all the compiler knows, a member might be written to
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) store_lanes(to + r * step, sums[r], lanes);
   }
   void finish(int64_t pixel, int count, int64_t begin, int64_t end) const {
     for (int64_t i = 0; i < call.activation_count; i++)
