@@ -31,7 +31,7 @@ def run(
     """The kernel's result on inputs placed as it is itself, between NaN; what is beside it is seen to be unwritten."""
     sentinel = -12345.0
     result = placed(torch.full(tuple(size), sentinel), beside, sentinel)
-    kernel.run([placed(x, beside) for x in inputs], [result], threads)
+    kernel.run([placed(x, beside and beside + 3 * i) for i, x in enumerate(inputs, 1)], [result], threads)
     expected = placed(result, beside, sentinel)
     assert torch.equal(_memory(result), _memory(expected)), "wrote beside the result"
     return result.contiguous()
