@@ -208,7 +208,8 @@ assert str(details).startswith(details.capability + "; the processor has "), str
         return
     dots = {"gemm_bf16", "conv_pool", "ceiling"}  # the families with a row for dot products
     fp32 = name.removesuffix("_bf16")
-    families = ["gemm_f32", "gemm_bf16", "elementwise", "conv_pool", "ceiling", "depthwise", "pool", "upsample"]
+    families = ["gemm_f32", "gemm_bf16", "elementwise", "conv_pool", "ceiling"]
+    families += ["conv_transpose", "depthwise", "pool", "upsample"]
     assert rows == {f: name if f in dots else fp32 for f in families}
 
 

@@ -14,7 +14,7 @@
 #pragma once
 
 #include "map.h"
-#include "simd/simd.h"
+#include "pixels.h"
 
 namespace fastgraph {
 namespace FASTGRAPH_ISA {
@@ -22,13 +22,6 @@ namespace {
 
 constexpr int kWatchers = kTileRows > 6 ? 4 : 2;  // chains that hide the latency of an addition, as far as there are registers
 constexpr int kAnyBlock = 4;                       // pixels of a block of any kernel
-
-// The first `lanes` of a vector.
-FASTGRAPH_INLINE F16 load_lanes(const float* p, int64_t lanes) { return lanes == kLanes ? load(p) : load_first(p, lanes); }
-FASTGRAPH_INLINE void store_lanes(float* p, F16 x, int64_t lanes) {
-  if (lanes == kLanes) store(p, x);
-  else store_first(p, x, lanes);
-}
 
 // The rows of the input that the windows of one row of the result are in, and one block of these.
 struct WindowRow {

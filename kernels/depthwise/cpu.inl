@@ -1,26 +1,11 @@
 // One span of a depthwise convolution.
-#include "../cpu/activation.h"
+#include "../cpu/elementwise.h"
 #include "../cpu/window.h"
 #include "cpu.h"
 
 namespace fastgraph {
 namespace FASTGRAPH_ISA {
 namespace {
-
-// One activation of `count` pixels' channels, `pixel` apart; without gaps they are one run.
-[[maybe_unused]] void activate_pixels(const ActivationCall& call, float* y, int64_t count, int64_t channels, int64_t pixel) {
-  if (channels == pixel) {
-    channels *= count;
-    count = 1;
-  }
-  with_function(call, [&](const auto& function) {
-    for (int64_t i = 0; i < count; i++, y += pixel) {
-      int64_t c = 0;
-      for (; c + kLanes <= channels; c += kLanes) store(y + c, function(load(y + c)));
-      if (c < channels) store_first(y + c, function(load_first(y + c, channels - c)), channels - c);
-    }
-  });
-}
 
 // Taps in a row of the kernel that are kept in registers beside a block's sums. With AVX2 there are few: K = 3 has 68 GFLOP/s with taps in
 // them and 40 without, K = 7 47 and 66 (Zen 4).
@@ -63,14 +48,13 @@ struct DepthwiseOp {
     for (int r = 0; r < R; r++) store_lanes(to + r * step, sums[r], lanes);
   }
   void finish(int64_t pixel, int count, int64_t begin, int64_t end) const {
-    for (int64_t i = 0; i < call.activation_count; i++)
-      activate_pixels(call.activations[i], out + pixel * out_pixel + begin, count, end - begin, out_pixel);
+    activate_pixels(call.activations, out + pixel * out_pixel + begin, count, end - begin, out_pixel);
   }
 };
 
 [[maybe_unused]] void depthwise_span(const DepthwiseCall& call, const Map& x, const Map* residual, const Map& y, const Span& span) {
   const DepthwiseOp op{call, residual ? residual->row(span.image, span.row) : nullptr, residual ? residual->pixel : 0,
-                       y.row(span.image, span.row), y.pixel, broadcast(call.low), broadcast(call.high)};
+                       y.row(span.image, span.row), y.pixel, broadcast(call.activations.low), broadcast(call.activations.high)};
   slide_windows<3, 5, 7>(op, call.window, x, span);
 }
 

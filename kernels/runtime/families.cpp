@@ -14,6 +14,7 @@ extern const GemmKernels gemm_bf16_avx512_bf16, gemm_bf16_avx512, gemm_bf16_avx2
 extern const ElementwiseKernels elementwise_avx512, elementwise_avx2, elementwise_scalar;
 extern const ConvPoolKernels conv_pool_avx512_bf16, conv_pool_avx512, conv_pool_avx2, conv_pool_scalar;
 extern const CeilingKernels ceiling_avx512_bf16, ceiling_avx512, ceiling_avx2, ceiling_scalar;
+extern const ConvTransposeKernels conv_transpose_avx512, conv_transpose_avx2, conv_transpose_scalar;
 extern const DepthwiseKernels depthwise_avx512, depthwise_avx2, depthwise_scalar;
 extern const PoolKernels pool_avx512, pool_avx2, pool_scalar;
 extern const UpsampleKernels upsample_avx512, upsample_avx2, upsample_scalar;
@@ -46,6 +47,8 @@ constexpr FamilyRow<CeilingKernels> kCeiling[] = {{"avx512_bf16", kAvx512Bf16Set
                                                   {"avx512", kAvx512Set, &ceiling_avx512},
                                                   {"avx2", kAvx2Set, &ceiling_avx2},
                                                   {"scalar", 0, &ceiling_scalar}};
+constexpr FamilyRow<ConvTransposeKernels> kConvTranspose[] = {
+    {"avx512", kAvx512Set, &conv_transpose_avx512}, {"avx2", kAvx2Set, &conv_transpose_avx2}, {"scalar", 0, &conv_transpose_scalar}};
 constexpr FamilyRow<DepthwiseKernels> kDepthwise[] = {
     {"avx512", kAvx512Set, &depthwise_avx512}, {"avx2", kAvx2Set, &depthwise_avx2}, {"scalar", 0, &depthwise_scalar}};
 constexpr FamilyRow<PoolKernels> kPool[] = {
@@ -109,6 +112,7 @@ const Family<GemmKernels> gemm_f32("gemm_f32", kGemmF32), gemm_bf16("gemm_bf16",
 const Family<ElementwiseKernels> elementwise("elementwise", kElementwise);
 const Family<ConvPoolKernels> conv_pool("conv_pool", kConvPool);
 const Family<CeilingKernels> ceiling("ceiling", kCeiling);
+const Family<ConvTransposeKernels> conv_transpose("conv_transpose", kConvTranspose);
 const Family<DepthwiseKernels> depthwise("depthwise", kDepthwise);
 const Family<PoolKernels> pool("pool", kPool);
 const Family<UpsampleKernels> upsample("upsample", kUpsample);
@@ -118,7 +122,7 @@ void family_choices(FamilyChoice (&choices)[kFamilyCount]) {
   using namespace families;
   int i = 0;
   for (const FamilyChoice& one : {gemm_f32.choice(), gemm_bf16.choice(), elementwise.choice(), conv_pool.choice(), ceiling.choice(),
-                                 depthwise.choice(), pool.choice(), upsample.choice()})
+                                 conv_transpose.choice(), depthwise.choice(), pool.choice(), upsample.choice()})
     choices[i++] = one;
 }
 
@@ -126,6 +130,7 @@ template class Family<GemmKernels>;
 template class Family<ElementwiseKernels>;
 template class Family<ConvPoolKernels>;
 template class Family<CeilingKernels>;
+template class Family<ConvTransposeKernels>;
 template class Family<DepthwiseKernels>;
 template class Family<PoolKernels>;
 template class Family<UpsampleKernels>;

@@ -8,6 +8,7 @@
 
 #include "../conv_pool/cpu.h"
 #include "../cpu/gemm/gemm.h"
+#include "../conv_transpose/cpu.h"
 #include "../depthwise/cpu.h"
 #include "../pool/cpu.h"
 #include "../upsample/cpu.h"
@@ -69,12 +70,13 @@ extern const Family<GemmKernels> gemm_f32, gemm_bf16;
 extern const Family<ElementwiseKernels> elementwise;
 extern const Family<ConvPoolKernels> conv_pool;
 extern const Family<CeilingKernels> ceiling;
+extern const Family<ConvTransposeKernels> conv_transpose;
 extern const Family<DepthwiseKernels> depthwise;
 extern const Family<PoolKernels> pool;
 extern const Family<UpsampleKernels> upsample;
 }  // namespace families
 
-constexpr int kFamilyCount = 8;
+constexpr int kFamilyCount = 9;
 void family_choices(FamilyChoice (&choices)[kFamilyCount]);
 
 }  // namespace fastgraph

@@ -1,5 +1,6 @@
 // Rows of the families for any processor.
 #include "../../conv_pool/cpu.inl"
+#include "../../conv_transpose/cpu.inl"
 #include "../../cpu/gemm/bf16_widened.h"
 #include "../../cpu/gemm/f32.h"
 #include "../../depthwise/cpu.inl"
@@ -13,6 +14,7 @@ extern const GemmKernels gemm_f32_scalar, gemm_bf16_scalar;
 extern const ElementwiseKernels elementwise_scalar;
 extern const ConvPoolKernels conv_pool_scalar;
 extern const CeilingKernels ceiling_scalar;
+extern const ConvTransposeKernels conv_transpose_scalar;
 extern const DepthwiseKernels depthwise_scalar;
 extern const PoolKernels pool_scalar;
 extern const UpsampleKernels upsample_scalar;
@@ -22,6 +24,7 @@ const GemmKernels gemm_bf16_scalar = {&bf16_pairs, FASTGRAPH_ISA::gemm_bf16, nul
 const ElementwiseKernels elementwise_scalar = {FASTGRAPH_ISA::finish_rows};
 const ConvPoolKernels conv_pool_scalar = {FASTGRAPH_ISA::conv_pool_strip, FASTGRAPH_ISA::kConvPoolDots};
 const CeilingKernels ceiling_scalar = {FASTGRAPH_ISA::fma_f32, FASTGRAPH_ISA::kFmaFlops, FASTGRAPH_ISA::read, nullptr, 0};
+const ConvTransposeKernels conv_transpose_scalar = {FASTGRAPH_ISA::finish_pixels};
 const DepthwiseKernels depthwise_scalar = {FASTGRAPH_ISA::depthwise_span};
 const PoolKernels pool_scalar = {FASTGRAPH_ISA::pool_span, FASTGRAPH_ISA::adaptive_pool_span};
 const UpsampleKernels upsample_scalar = {FASTGRAPH_ISA::nearest_span, FASTGRAPH_ISA::linear_span, FASTGRAPH_ISA::bilinear_span};
