@@ -13,7 +13,7 @@ GUARD = 64  # floats before and behind
 
 
 def placed(values: torch.Tensor, beside: int = 0, around: float = float("nan")) -> torch.Tensor:
-    """The values [N, C, ...] channels last, with so many more channels at the sides of each pixel, all full of `around`."""
+    """The values [N, C, ...] channels last, with so many floats more at the sides of each pixel, full of `around`."""
     batch, channels, *sizes = values.shape
     pixel, left = channels + beside, beside // 2
     strides = [pixel]
@@ -28,10 +28,10 @@ def placed(values: torch.Tensor, beside: int = 0, around: float = float("nan")) 
 def run(
     kernel: Any, inputs: Sequence[torch.Tensor], size: Sequence[int], threads: int = 1, beside: int = 0
 ) -> torch.Tensor:
-    """The kernel's result on inputs that are placed like its result; what is beside these is seen to be unread and unwritten."""
+    """The kernel's result on inputs placed as it is itself, between NaN; what is beside it is seen to be unwritten."""
     sentinel = -12345.0
     result = placed(torch.full(tuple(size), sentinel), beside, sentinel)
-    kernel.run([placed(x, beside) for x in inputs], [result], threads)
+    kernel.run([placed(x, beside and beside + 3 * i) for i, x in enumerate(inputs, 1)], [result], threads)
     expected = placed(result, beside, sentinel)
     assert torch.equal(_memory(result), _memory(expected)), "wrote beside the result"
     return result.contiguous()
@@ -48,8 +48,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def same_everywhere(make: Any, inputs: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
-    """The result of make()'s kernel on one thread, after it was seen to have the same bits on every ISA, with several threads, and for
-    each image alone."""
+    """The result of make()'s kernel, seen to have the same bits on every ISA, with all threads, for each image alone."""
     module = native.kernels()
     assert module is not None
     before, first = module.isa(), None
@@ -58,8 +57,8 @@ def same_everywhere(make: Any, inputs: Sequence[torch.Tensor], size: Sequence[in
             assert module.select_isa(name)
             kernel = make()
             for threads, beside in ((1, 0), (2, 5), (3, 0), (3, 1)):
-                result = run(kernel, inputs, size, threads, beside)
-                result = run(kernel, inputs, size, threads, beside)  # at once: now workers take part in the smallest job too
+                for _ in range(2):  # at once: now workers take part in the smallest job too
+                    result = run(kernel, inputs, size, threads, beside)
                 first = result if first is None else first
                 assert same(result, first), (name, threads, beside)
             for n in range(size[0]):

@@ -282,5 +282,3 @@ def test_an_activation_over_rows_is_refused(generator: torch.Generator) -> None:
     assert module is not None
     with pytest.raises(ValueError, match="depthwise: needs elementwise activations"):
         module.DepthwiseWith(plain, False, [(7, 0.0, 0.0)])
-
-

@@ -22,8 +22,10 @@ struct Map {
         width(v.sizes[v.rank - 1]),
         channels(v.sizes[1]),
         pixel(v.sizes[1]) {
-    for (int axis : {0, v.rank - 2, v.rank - 1})  // of sizes that are 1 the stride means nothing
-      if (axis != 1 && v.sizes[axis] > 1) pixel = v.strides[axis] / (axis == 0 ? height * width : axis == v.rank - 1 ? 1 : width);
+    // Of a size that is 1 the stride means nothing.
+    if (width > 1) pixel = v.strides[v.rank - 1];
+    else if (height > 1) pixel = v.strides[2];
+    else if (images > 1 && height * width == 1) pixel = v.strides[0];
   }
 
   int64_t pixels() const { return images * height * width; }

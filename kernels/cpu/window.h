@@ -8,13 +8,13 @@
 //   F16 start(c), add(sum, x, tap)
 //   F16 watch(seen, x)           looks at what is loaded: where kWatches, a block with is_redone(seen) is summed again as Redone does
 //   prepare(pixel, count)        before the vectors of a block
-//   store(sum, i, pixel, c, lanes)    pixel i of the block
+//   store(sums, pixel, c, lanes)      of a block, from its first pixel on
 //   finish(pixel, count, begin, end)  when all channels of a block are stored
 // Taps are added in row-major order whatever the block, so that bits do not depend on it.
 #pragma once
 
 #include "map.h"
-#include "simd/simd.h"
+#include "pixels.h"
 
 namespace fastgraph {
 namespace FASTGRAPH_ISA {
@@ -42,14 +42,18 @@ struct WindowRow {
   bool is_inside(int64_t column) const { return uint64_t(column) < uint64_t(width); }
 };
 
+// Bit j: whether column left + j is inside.
+FASTGRAPH_INLINE uint64_t inside_of(const WindowRow& w, int64_t left, int columns) {
+  const int64_t begin = left < 0 ? smaller(-left, columns) : 0, end = w.width - left;
+  return end <= 0 ? 0 : (end < columns ? (uint64_t(1) << end) - 1 : ~uint64_t(0)) & (~uint64_t(0) << begin);
+}
+
 // K taps in a row of the kernel, stride S, R pixels. Prefetching the next vectors of the newest row brings nothing (0.92 to 0.98, Zen 4).
 template <int K, int S, int R, class Op>
-FASTGRAPH_INLINE F16 fixed_sums(const Op& op, const WindowRow& w, int64_t x, int64_t c, F16 (&sums)[R]) {
+FASTGRAPH_INLINE F16 fixed_sums(const Op& op, const WindowRow& w, uint64_t inside, int64_t x, int64_t c, F16 (&sums)[R]) {
   constexpr int kColumns = (R - 1) * S + K;
   static_assert(kColumns < 64);
   const int64_t left = x * S - w.g.pad_left;
-  const int64_t begin = left < 0 ? smaller(-left, kColumns) : 0, to = w.width - left;  // columns inside
-  uint64_t inside = to <= 0 ? 0 : (to < kColumns ? (uint64_t(1) << to) - 1 : ~uint64_t(0)) & (~uint64_t(0) << begin);
   F16 seen[kWatchers];
   for (int i = 0; i < kWatchers; i++) seen[i] = broadcast(0.0f);
   const auto vector = op.vector(c);
@@ -64,7 +68,7 @@ FASTGRAPH_INLINE F16 fixed_sums(const Op& op, const WindowRow& w, int64_t x, int
 #pragma GCC unroll 32
     for (int j = 0; j < kColumns; j++, from += w.pixel) {
       if (!(inside >> j & 1)) continue;
-      const F16 value = load(from);
+      const F16 value = keep(load(from));
       seen[j % kWatchers] = op.watch(seen[j % kWatchers], value);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++)
@@ -89,8 +93,7 @@ FASTGRAPH_INLINE F16 any_sums(const Op& op, const WindowRow& w, int64_t x, int64
       for (int r = 0; r < R; r++) {
         const int64_t column = (x + r) * w.g.stride_w - w.g.pad_left + kx * w.g.dilation_w;
         if (!w.is_inside(column)) continue;
-        const float* from = w.row(ky) + column * w.pixel + c;
-        const F16 value = lanes == kLanes ? load(from) : load_first(from, lanes);
+        const F16 value = load_lanes(w.row(ky) + column * w.pixel + c, lanes);
         seen = op.watch(seen, value);
         sums[r] = op.add(sums[r], value, tap);
       }
@@ -99,14 +102,13 @@ FASTGRAPH_INLINE F16 any_sums(const Op& op, const WindowRow& w, int64_t x, int64
 }
 
 template <int K, int S, int R, class Op>
-FASTGRAPH_INLINE void block(const Op& op, const WindowRow& w, int64_t x, int64_t c, int64_t lanes) {
+FASTGRAPH_INLINE void block(const Op& op, const WindowRow& w, uint64_t inside, int64_t x, int64_t c, int64_t lanes) {
   F16 sums[R], seen;
-  if constexpr (K > 0) seen = fixed_sums<K, S, R>(op, w, x, c, sums);
+  if constexpr (K > 0) seen = fixed_sums<K, S, R>(op, w, inside, x, c, sums);
   else seen = any_sums<R>(op, w, x, c, lanes, sums);
   if constexpr (Op::kWatches)
     if (op.is_redone(seen)) any_sums<R>(typename Op::Redone(), w, x, c, lanes, sums);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++) op.store(sums[r], r, x + r, c, lanes);
+  op.store(sums, x, c, lanes);
 }
 
 // Blocks of R pixels and, for what is left, smaller ones. The last vector of channels may overlap the one before it.
@@ -114,8 +116,9 @@ template <int K, int S, int R, class Op>
 [[maybe_unused]] void blocks(Op& op, const WindowRow& w, const Span& span, int64_t x) {
   const int64_t lanes = K > 0 ? kLanes : smaller(kLanes, span.end - span.begin);
   for (; x + R <= span.last; x += R) {
+    const uint64_t inside = inside_of(w, x * S - w.g.pad_left, K > 0 ? (R - 1) * S + K : 0);
     op.prepare(x, R);
-    for (int64_t c = span.begin; c < span.end; c += kLanes) block<K, S, R>(op, w, x, smaller(c, span.end - lanes), lanes);
+    for (int64_t c = span.begin; c < span.end; c += kLanes) block<K, S, R>(op, w, inside, x, smaller(c, span.end - lanes), lanes);
     op.finish(x, R, span.begin, span.end);
   }
   if constexpr (R > 1) blocks<K, S, (R + 1) / 2>(op, w, span, x);

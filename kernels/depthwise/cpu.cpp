@@ -2,24 +2,18 @@
 #include "cpu.h"
 
 #include <algorithm>
-#include <limits>
 #include <stdexcept>
 
-#include "../cpu/activation.h"
 #include "../cpu/arena.h"
+#include "../cpu/elementwise.h"
 
 namespace fastgraph {
 namespace {
 
 constexpr int64_t kLanes = 16;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // One thread's time, roughly: multiply-adds in the first level cache, and what goes through the second.
 double work_ns(double multiply_adds, double floats) { return multiply_adds / 32 + floats / 8; }
-
-bool is_elementwise(Activation a) {
-  return a != Activation::softmax && a != Activation::log_softmax && a >= Activation::none && a <= Activation::softplus;
-}
 
 int64_t output_height(const Window& w, int64_t size) { return window_count(size, w.kernel_h, w.stride_h, w.pad_top, w.pad_bottom, w.dilation_h); }
 int64_t output_width(const Window& w, int64_t size) { return window_count(size, w.kernel_w, w.stride_w, w.pad_left, w.pad_right, w.dilation_w); }
@@ -64,14 +58,8 @@ void Depthwise::run(const View* inputs, const View* outputs, Lease& lease, bool 
   if (x.channels != geometry_.in_channels || y.channels != geometry_.out_channels || y.height != output_height(w, x.height) ||
       y.width != output_width(w, x.width))
     throw std::invalid_argument("depthwise: needs a result of the sizes that follow from the input's");
-  DepthwiseCall call{w,         packed_.get(), w.kernel_h * w.kernel_w * kLanes, packed_.get() + bias_at_, -kInfinity, kInfinity,
-                     activations.data(), int64_t(activations.size())};
-  if (!activations.empty() && (activations[0].kind == Activation::relu || activations[0].kind == Activation::clamp)) {
-    call.low = activations[0].kind == Activation::relu ? 0 : activations[0].a;
-    call.high = activations[0].kind == Activation::relu ? kInfinity : activations[0].b;
-    call.activations++;
-    call.activation_count--;
-  }
+  const ActivationList list(activations);
+  const DepthwiseCall call{w, packed_.get(), w.kernel_h * w.kernel_w * kLanes, packed_.get() + bias_at_, list};
   for_spans(y, estimate_ns(inputs), lease, [&](const Span& span) {
     if (x.channels == y.channels) return kernels_.span(call, x, residual ? &other : nullptr, y, span);
     widen(call, x, residual ? &other : nullptr, y, span);
@@ -106,8 +94,7 @@ void Depthwise::widen(DepthwiseCall call, const Map& x, const Map* residual, con
 
 DepthwiseWith::DepthwiseWith(const Depthwise& depthwise, bool residual, const std::vector<ActivationCall>& activations)
     : depthwise_(depthwise), residual_(residual), activations_(activations) {
-  for (const ActivationCall& one : activations)
-    if (!is_elementwise(one.kind)) throw std::invalid_argument("depthwise: needs elementwise activations");
+  check_elementwise(activations, "depthwise");
 }
 
 }  // namespace fastgraph

@@ -12,6 +12,7 @@
 namespace fastgraph {
 
 struct ActivationCall;
+struct ActivationList;
 
 struct DepthwiseGeometry {
   int64_t in_channels, out_channels;  // the second is a multiple of the first
@@ -24,9 +25,7 @@ struct DepthwiseCall {
   const float* panels;  // [vectors][kernel_h * kernel_w][16], the last vector the last sixteen channels, where there are so many
   int64_t panel_stride;
   const float* bias;    // [channels], with zeros up to sixteen
-  float low, high;      // first a clamp, unless these are infinities
-  const ActivationCall* activations;  // then these
-  int64_t activation_count;
+  const ActivationList& activations;
 };
 
 // A row of the family depthwise.

@@ -1,26 +1,11 @@
 // One span of a depthwise convolution.
-#include "../cpu/activation.h"
+#include "../cpu/elementwise.h"
 #include "../cpu/window.h"
 #include "cpu.h"
 
 namespace fastgraph {
 namespace FASTGRAPH_ISA {
 namespace {
-
-// One activation of `count` pixels' channels, `pixel` apart; without gaps they are one run.
-[[maybe_unused]] void activate_pixels(const ActivationCall& call, float* y, int64_t count, int64_t channels, int64_t pixel) {
-  if (channels == pixel) {
-    channels *= count;
-    count = 1;
-  }
-  with_function(call, [&](const auto& function) {
-    for (int64_t i = 0; i < count; i++, y += pixel) {
-      int64_t c = 0;
-      for (; c + kLanes <= channels; c += kLanes) store(y + c, function(load(y + c)));
-      if (c < channels) store_first(y + c, function(load_first(y + c, channels - c)), channels - c);
-    }
-  });
-}
 
 // Taps in a row of the kernel that are kept in registers beside a block's sums. With AVX2 there are few: K = 3 has 68 GFLOP/s with taps in
 // them and 40 without, K = 7 47 and 66 (Zen 4).
@@ -48,25 +33,28 @@ struct DepthwiseOp {
   FASTGRAPH_INLINE_MEMBER F16 add(F16 sum, F16 x, Tap tap) const { return fma(x, tap, sum); }
   FASTGRAPH_INLINE_MEMBER F16 watch(F16 seen, F16) const { return seen; }
   void prepare(int64_t, int) {}
-  FASTGRAPH_INLINE_MEMBER void store(F16 sum, int, int64_t pixel, int64_t c, int64_t lanes) const {
+  template <int R>
+  FASTGRAPH_INLINE_MEMBER void store(F16 (&sums)[R], int64_t pixel, int64_t c, int64_t lanes) const {
     if (residual) {
       const float* from = residual + pixel * residual_pixel + c;
-      sum = FASTGRAPH_ISA::add(sum, lanes == kLanes ? load(from) : load_first(from, lanes));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) sums[r] = FASTGRAPH_ISA::add(sums[r], load_lanes(from + r * residual_pixel, lanes));
     }
-    const F16 y = clamp(sum, low, high);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) sums[r] = clamp(sums[r], low, high);
     float* to = out + pixel * out_pixel + c;
-    if (lanes == kLanes) FASTGRAPH_ISA::store(to, y);
-    else store_first(to, y, lanes);
+    const int64_t step = out_pixel;  // for all the compiler knows, a member might be written to
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) store_lanes(to + r * step, sums[r], lanes);
   }
   void finish(int64_t pixel, int count, int64_t begin, int64_t end) const {
-    for (int64_t i = 0; i < call.activation_count; i++)
-      activate_pixels(call.activations[i], out + pixel * out_pixel + begin, count, end - begin, out_pixel);
+    activate_pixels(call.activations, out + pixel * out_pixel + begin, count, end - begin, out_pixel);
   }
 };
 
 [[maybe_unused]] void depthwise_span(const DepthwiseCall& call, const Map& x, const Map* residual, const Map& y, const Span& span) {
   const DepthwiseOp op{call, residual ? residual->row(span.image, span.row) : nullptr, residual ? residual->pixel : 0,
-                       y.row(span.image, span.row), y.pixel, broadcast(call.low), broadcast(call.high)};
+                       y.row(span.image, span.row), y.pixel, broadcast(call.activations.low), broadcast(call.activations.high)};
   slide_windows<3, 5, 7>(op, call.window, x, span);
 }
 

@@ -36,6 +36,7 @@ Pool::Pool(const PoolGeometry& geometry, const PoolKernels& kernels) : geometry_
   if (std::min({w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w}) < 1)
     throw std::invalid_argument("pool: kernel, stride and dilation have to be positive");
   if (std::min(w.pad_top, w.pad_left) < 0) throw std::invalid_argument("pool: padding must not be negative");
+  if (geometry.kind == PoolKind::average && w.dilation_h * w.dilation_w != 1) throw std::invalid_argument("pool: averages have no dilation");
 }
 
 double Pool::estimate_ns(const View* inputs) const {

@@ -6,12 +6,6 @@ namespace fastgraph {
 namespace FASTGRAPH_ISA {
 namespace {
 
-FASTGRAPH_INLINE F16 load_lanes(const float* p, int64_t lanes) { return lanes == kLanes ? load(p) : load_first(p, lanes); }
-FASTGRAPH_INLINE void store_lanes(float* p, F16 x, int64_t lanes) {
-  if (lanes == kLanes) store(p, x);
-  else store_first(p, x, lanes);
-}
-
 // The first of equals stays, as in ATen; a NaN that has come stays, one that comes does not enter.
 FASTGRAPH_INLINE F16 larger(F16 largest, F16 x) { return max(x, largest); }
 FASTGRAPH_INLINE F16 larger_or_nan(F16 largest, F16 x) { return select(is_nan(x), x, larger(largest, x)); }
@@ -49,8 +43,12 @@ struct MaxOp : PoolOp {
   FASTGRAPH_INLINE_MEMBER F16 add(F16 largest, F16 x, Nothing) const { return larger(largest, x); }
   FASTGRAPH_INLINE_MEMBER F16 watch(F16 seen, F16 x) const { return FASTGRAPH_ISA::add(seen, x); }
   FASTGRAPH_INLINE_MEMBER bool is_redone(F16 seen) const { return any(is_nan(seen)); }
-  FASTGRAPH_INLINE_MEMBER void store(F16 largest, int, int64_t pixel, int64_t c, int64_t lanes) const {
-    store_lanes(out + pixel * out_pixel + c, largest, lanes);
+  template <int R>
+  FASTGRAPH_INLINE_MEMBER void store(F16 (&largest)[R], int64_t pixel, int64_t c, int64_t lanes) const {
+    float* to = out + pixel * out_pixel + c;
+    const int64_t step = out_pixel;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) store_lanes(to + r * step, largest[r], lanes);
   }
 };
 
@@ -90,8 +88,14 @@ struct AverageOp : PoolOp {
   FASTGRAPH_INLINE_MEMBER F16 start(int64_t) const { return broadcast(0.0f); }
   FASTGRAPH_INLINE_MEMBER F16 add(F16 sum, F16 x, Nothing) const { return FASTGRAPH_ISA::add(sum, x); }
   FASTGRAPH_INLINE_MEMBER F16 watch(F16 seen, F16) const { return seen; }
-  FASTGRAPH_INLINE_MEMBER void store(F16 sum, int i, int64_t pixel, int64_t c, int64_t lanes) const {
-    store_lanes(out + pixel * out_pixel + c, div(sum, broadcast(divisor[i])), lanes);
+  template <int R>
+  FASTGRAPH_INLINE_MEMBER void store(F16 (&sums)[R], int64_t pixel, int64_t c, int64_t lanes) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) sums[r] = div(sums[r], broadcast(divisor[r]));
+    float* to = out + pixel * out_pixel + c;
+    const int64_t step = out_pixel;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) store_lanes(to + r * step, sums[r], lanes);
   }
 };
 

@@ -79,6 +79,18 @@ void make_conv_with(ConvWith* self, const Conv& conv, bool residual, const std::
   new (self) ConvWith(conv, residual, activation_calls(activations));
 }
 
+// in_channels, out_channels, groups, then kernel, stride, padding, output_padding, dilation, height first
+void make_conv_transpose(ConvTranspose* self, Address weight, Address bias, const std::vector<int64_t>& v) {
+  if (v.size() != 13) throw std::invalid_argument("geometry: needs 13 sizes");
+  const bool is_plain = v[2] == 1 && v[3] == v[5] && v[4] == v[6] && v[7] == 0 && v[8] == 0 && v[9] == 0 && v[10] == 0 && v[11] == 1 && v[12] == 1;
+  if (!is_plain) throw std::invalid_argument("conv_transpose: needs a kernel as large as the stride, without padding, dilation or groups");
+  new (self) ConvTranspose(v[0], v[1], v[3], v[4], input(weight), input(bias), families::gemm_f32.kernels(), families::conv_transpose.kernels());
+}
+
+void make_conv_transpose_with(ConvTransposeWith* self, const ConvTranspose& conv, bool residual, const std::vector<ActivationTuple>& activations) {
+  new (self) ConvTransposeWith(conv, residual, activation_calls(activations));
+}
+
 // in_channels, out_channels, groups, then the sizes in the order of Window
 void make_depthwise(Depthwise* self, Address weight, Address bias, const std::vector<int64_t>& v) {
   if (v.size() != 13) throw std::invalid_argument("geometry: needs 13 sizes");
@@ -250,6 +262,9 @@ NB_MODULE(_native, m) {
       .def("admit", &admit, "slots"_a, "inputs"_a, "outputs"_a, "steps"_a, nb::keep_alive<1, 5>())
       .def("arena_bytes", [](const Plan& self, nb::list inputs) { return self.arena_bytes(views(inputs).data()); }, "inputs"_a);
 
+  nb::class_<ConvTranspose, Kernel>(m, "ConvTranspose").def("__init__", &make_conv_transpose, "weight"_a, "bias"_a, "geometry"_a);
+  nb::class_<ConvTransposeWith, Kernel>(m, "ConvTransposeWith")
+      .def("__init__", &make_conv_transpose_with, "conv_transpose"_a, "residual"_a, "activations"_a, nb::keep_alive<1, 2>());
   nb::class_<Depthwise, Kernel>(m, "Depthwise").def("__init__", &make_depthwise, "weight"_a, "bias"_a, "geometry"_a);
   nb::class_<DepthwiseWith, Kernel>(m, "DepthwiseWith")
       .def("__init__", &make_depthwise_with, "depthwise"_a, "residual"_a, "activations"_a, nb::keep_alive<1, 2>());

@@ -15,6 +15,7 @@ extern const ElementwiseKernels elementwise_avx512, elementwise_avx2, elementwis
 extern const ConvKernels conv_avx512, conv_avx2, conv_scalar;
 extern const ConvPoolKernels conv_pool_avx512_bf16, conv_pool_avx512, conv_pool_avx2, conv_pool_scalar;
 extern const CeilingKernels ceiling_avx512_bf16, ceiling_avx512, ceiling_avx2, ceiling_scalar;
+extern const ConvTransposeKernels conv_transpose_avx512, conv_transpose_avx2, conv_transpose_scalar;
 extern const DepthwiseKernels depthwise_avx512, depthwise_avx2, depthwise_scalar;
 extern const PoolKernels pool_avx512, pool_avx2, pool_scalar;
 extern const UpsampleKernels upsample_avx512, upsample_avx2, upsample_scalar;
@@ -52,6 +53,8 @@ constexpr FamilyRow<CeilingKernels> kCeiling[] = {{"avx512_bf16", kAvx512Bf16Set
                                                   {"avx512", kAvx512Set, &ceiling_avx512},
                                                   {"avx2", kAvx2Set, &ceiling_avx2},
                                                   {"scalar", 0, &ceiling_scalar}};
+constexpr FamilyRow<ConvTransposeKernels> kConvTranspose[] = {
+    {"avx512", kAvx512Set, &conv_transpose_avx512}, {"avx2", kAvx2Set, &conv_transpose_avx2}, {"scalar", 0, &conv_transpose_scalar}};
 constexpr FamilyRow<DepthwiseKernels> kDepthwise[] = {
     {"avx512", kAvx512Set, &depthwise_avx512}, {"avx2", kAvx2Set, &depthwise_avx2}, {"scalar", 0, &depthwise_scalar}};
 constexpr FamilyRow<PoolKernels> kPool[] = {
@@ -121,6 +124,7 @@ const Family<ElementwiseKernels> elementwise("elementwise", kElementwise);
 const Family<ConvKernels> conv("conv", kConv);
 const Family<ConvPoolKernels> conv_pool("conv_pool", kConvPool);
 const Family<CeilingKernels> ceiling("ceiling", kCeiling);
+const Family<ConvTransposeKernels> conv_transpose("conv_transpose", kConvTranspose);
 const Family<DepthwiseKernels> depthwise("depthwise", kDepthwise);
 const Family<PoolKernels> pool("pool", kPool);
 const Family<UpsampleKernels> upsample("upsample", kUpsample);
@@ -131,8 +135,8 @@ const Family<ReduceKernels> reduce("reduce", kReduce);
 
 std::vector<FamilyChoice> family_choices() {
   using namespace families;
-  return {gemm_f32.choice(),  gemm_bf16.choice(), elementwise.choice(), conv.choice(),     conv_pool.choice(), depthwise.choice(),
-          pool.choice(),      upsample.choice(),  norm.choice(),        pointwise.choice(), reduce.choice(),    ceiling.choice()};
+  return {gemm_f32.choice(),       gemm_bf16.choice(), elementwise.choice(), conv.choice(), conv_pool.choice(), depthwise.choice(),
+          conv_transpose.choice(), pool.choice(),      upsample.choice(),    norm.choice(), pointwise.choice(), reduce.choice(), ceiling.choice()};
 }
 
 template class Family<GemmKernels>;
@@ -140,6 +144,7 @@ template class Family<ElementwiseKernels>;
 template class Family<ConvKernels>;
 template class Family<ConvPoolKernels>;
 template class Family<CeilingKernels>;
+template class Family<ConvTransposeKernels>;
 template class Family<DepthwiseKernels>;
 template class Family<PoolKernels>;
 template class Family<UpsampleKernels>;

@@ -11,6 +11,7 @@
 #include "../conv/kernels.h"
 #include "../conv_pool/cpu.h"
 #include "../cpu/gemm/gemm.h"
+#include "../conv_transpose/cpu.h"
 #include "../depthwise/cpu.h"
 #include "../pool/cpu.h"
 #include "../upsample/cpu.h"
@@ -76,6 +77,7 @@ extern const Family<ElementwiseKernels> elementwise;
 extern const Family<ConvKernels> conv;
 extern const Family<ConvPoolKernels> conv_pool;
 extern const Family<CeilingKernels> ceiling;
+extern const Family<ConvTransposeKernels> conv_transpose;
 extern const Family<DepthwiseKernels> depthwise;
 extern const Family<PoolKernels> pool;
 extern const Family<UpsampleKernels> upsample;

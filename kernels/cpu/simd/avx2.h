@@ -23,12 +23,12 @@ struct Mask { __m256 lo, hi; };
 
 FASTGRAPH_INLINE F16 broadcast(float x) { __m256 v = _mm256_set1_ps(x); return {v, v}; }
 FASTGRAPH_INLINE F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-// Loaded once: GCC would rather read it again for each of several uses, and loads are scarce.
-FASTGRAPH_INLINE F16 load_once(const float* p) {
-  F16 a = load(p);
+// In registers from here on: GCC would rather read it again for each of several uses, and loads are scarce.
+FASTGRAPH_INLINE F16 keep(F16 a) {
   asm("" : "+x"(a.lo), "+x"(a.hi));
   return a;
 }
+FASTGRAPH_INLINE F16 load_once(const float* p) { return keep(load(p)); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm256_storeu_ps(p, a.lo); _mm256_storeu_ps(p + 8, a.hi); }
 // The first `count` lanes of eight, from 0 (or below) to 8 (or above), as a mask of words.
 FASTGRAPH_INLINE __m256i first_lanes_8(int64_t count) {

@@ -21,6 +21,11 @@ struct Mask { __mmask16 m; };
 
 FASTGRAPH_INLINE F16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
 FASTGRAPH_INLINE F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+// In a register from here on: GCC would rather read it again for each of several uses.
+FASTGRAPH_INLINE F16 keep(F16 a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
 FASTGRAPH_INLINE F16 load_once(const float* p) { return load(p); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
 // The first `count` lanes, 0 to 16: zeros, and memory that is not touched, beyond.

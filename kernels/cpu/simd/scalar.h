@@ -28,6 +28,7 @@ FASTGRAPH_INLINE F16 broadcast(float x) { FASTGRAPH_LANES(x); }
 FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] << 16)); }
 FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] & 0xFFFF0000u)); }
 FASTGRAPH_INLINE F16 load(const float* p) { FASTGRAPH_LANES(p[i]); }
+FASTGRAPH_INLINE F16 keep(F16 a) { return a; }
 FASTGRAPH_INLINE F16 load_once(const float* p) { return load(p); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { for (int i = 0; i < kLanes; i++) p[i] = a.v[i]; }
 // The first `count` lanes, 0 to 16: zeros, and memory that is not touched, beyond.

@@ -1,6 +1,7 @@
 // Rows of the families for AVX2, compiled with its flags (CMakeLists.txt).
 #include "../../conv/cpu.inl"
 #include "../../conv_pool/cpu.inl"
+#include "../../conv_transpose/cpu.inl"
 #include "../../cpu/gemm/bf16_widened.h"
 #include "../../cpu/gemm/f32.h"
 #include "../../depthwise/cpu.inl"
@@ -18,6 +19,7 @@ extern const ElementwiseKernels elementwise_avx2;
 extern const ConvKernels conv_avx2;
 extern const ConvPoolKernels conv_pool_avx2;
 extern const CeilingKernels ceiling_avx2;
+extern const ConvTransposeKernels conv_transpose_avx2;
 extern const DepthwiseKernels depthwise_avx2;
 extern const PoolKernels pool_avx2;
 extern const UpsampleKernels upsample_avx2;
@@ -31,6 +33,7 @@ const ElementwiseKernels elementwise_avx2 = {FASTGRAPH_ISA::finish_rows};
 const ConvKernels conv_avx2 = FASTGRAPH_ISA::kConv;
 const ConvPoolKernels conv_pool_avx2 = {FASTGRAPH_ISA::conv_pool_strip, FASTGRAPH_ISA::kConvPoolDots};
 const CeilingKernels ceiling_avx2 = {FASTGRAPH_ISA::fma_f32, FASTGRAPH_ISA::kFmaFlops, FASTGRAPH_ISA::read, nullptr, 0};
+const ConvTransposeKernels conv_transpose_avx2 = {FASTGRAPH_ISA::finish_pixels};
 const DepthwiseKernels depthwise_avx2 = {FASTGRAPH_ISA::depthwise_span};
 const PoolKernels pool_avx2 = {FASTGRAPH_ISA::pool_span, FASTGRAPH_ISA::adaptive_pool_span};
 const UpsampleKernels upsample_avx2 = {FASTGRAPH_ISA::nearest_span, FASTGRAPH_ISA::linear_span, FASTGRAPH_ISA::bilinear_span};

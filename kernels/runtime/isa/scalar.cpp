@@ -1,6 +1,7 @@
 // Rows of the families for any processor.
 #include "../../conv/cpu.inl"
 #include "../../conv_pool/cpu.inl"
+#include "../../conv_transpose/cpu.inl"
 #include "../../cpu/gemm/bf16_widened.h"
 #include "../../cpu/gemm/f32.h"
 #include "../../depthwise/cpu.inl"
@@ -18,6 +19,7 @@ extern const ElementwiseKernels elementwise_scalar;
 extern const ConvKernels conv_scalar;
 extern const ConvPoolKernels conv_pool_scalar;
 extern const CeilingKernels ceiling_scalar;
+extern const ConvTransposeKernels conv_transpose_scalar;
 extern const DepthwiseKernels depthwise_scalar;
 extern const PoolKernels pool_scalar;
 extern const UpsampleKernels upsample_scalar;
@@ -31,6 +33,7 @@ const ElementwiseKernels elementwise_scalar = {FASTGRAPH_ISA::finish_rows};
 const ConvKernels conv_scalar = FASTGRAPH_ISA::kConv;
 const ConvPoolKernels conv_pool_scalar = {FASTGRAPH_ISA::conv_pool_strip, FASTGRAPH_ISA::kConvPoolDots};
 const CeilingKernels ceiling_scalar = {FASTGRAPH_ISA::fma_f32, FASTGRAPH_ISA::kFmaFlops, FASTGRAPH_ISA::read, nullptr, 0};
+const ConvTransposeKernels conv_transpose_scalar = {FASTGRAPH_ISA::finish_pixels};
 const DepthwiseKernels depthwise_scalar = {FASTGRAPH_ISA::depthwise_span};
 const PoolKernels pool_scalar = {FASTGRAPH_ISA::pool_span, FASTGRAPH_ISA::adaptive_pool_span};
 const UpsampleKernels upsample_scalar = {FASTGRAPH_ISA::nearest_span, FASTGRAPH_ISA::linear_span, FASTGRAPH_ISA::bilinear_span};
