@@ -32,7 +32,7 @@ NormParameters::NormParameters(int64_t size, const float* weight, const float* b
 
 double LayerNorm::estimate_ns(const View* inputs) const {
   const double values = double(inputs[0].numel());
-  return 30 + 0.12 * values + 30 * values / double(std::max<int64_t>(size_, 1));
+  return 30 + 0.15 * values + 30 * values / double(std::max<int64_t>(size_, 1));
 }
 
 void LayerNorm::run(const View* inputs, const View* outputs, Lease& lease) const {

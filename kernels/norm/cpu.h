@@ -1,4 +1,4 @@
-// LayerNorm, RmsNorm and GroupNorm on the CPU. LaneSums are taken in one order whatever the batch, the threads and the instruction set.
+// LayerNorm, RmsNorm and GroupNorm on the CPU. Sums are taken in one order whatever the batch, the threads and the instruction set.
 #pragma once
 
 #include <stdint.h>

@@ -23,11 +23,11 @@ void layer_norm_rows(const RowNorm& norm, const float* x, int64_t ldx, int64_t r
   const double size = double(norm.size);
   for (int64_t row = 0; row < rows; row++, x += ldx, y += norm.size) {
     const F16 mean = broadcast(float(row_sum(x, norm.size) / size));
-    const LaneSums<2> moments = sums<2>(x, norm.size, [&](F16 v) __attribute__((always_inline)) {
+    const RowSums<2> moments = row_sums<2>(x, norm.size, [&](F16 v) __attribute__((always_inline)) {
       const F16 d = sub(v, mean);
-      return LaneSums<2>{{d, mul(d, d)}};
+      return RowSums<2>{{d, mul(d, d)}};
     });
-    const double rest = total(moments.v[0]) / size, variance = total(moments.v[1]) / size - rest * rest;
+    const double rest = lanes_total(moments.v[0]) / size, variance = lanes_total(moments.v[1]) / size - rest * rest;
     const F16 delta = broadcast(float(rest)), scale = broadcast(float(inverse_root(variance, norm.eps)));
     map_row(norm, x, y, [&](F16 v, F16 weight, F16 bias) __attribute__((always_inline)) {
       return fma(mul(sub(sub(v, mean), delta), scale), weight, bias);
@@ -37,8 +37,8 @@ void layer_norm_rows(const RowNorm& norm, const float* x, int64_t ldx, int64_t r
 
 void rms_norm_rows(const RowNorm& norm, const float* x, int64_t ldx, int64_t rows, float* y) {
   for (int64_t row = 0; row < rows; row++, x += ldx, y += norm.size) {
-    const LaneSums<1> squares = sums<1>(x, norm.size, [](F16 v) __attribute__((always_inline)) { return LaneSums<1>{{mul(v, v)}}; });
-    const F16 scale = broadcast(float(inverse_root(total(squares.v[0]) / double(norm.size), norm.eps)));
+    const RowSums<1> squares = row_sums<1>(x, norm.size, [](F16 v) __attribute__((always_inline)) { return RowSums<1>{{mul(v, v)}}; });
+    const F16 scale = broadcast(float(inverse_root(lanes_total(squares.v[0]) / double(norm.size), norm.eps)));
     map_row(norm, x, y, [&](F16 v, F16 weight, F16) __attribute__((always_inline)) { return mul(mul(v, scale), weight); });
   }
 }
@@ -83,14 +83,16 @@ void channel_moments(const Pixels& x, const float* center, const ChannelMoments&
 }
 
 void scale_channels(const Pixels& x, const ChannelScale& s, float* y, int64_t y_stride) {
+  const auto scaled = [&](F16 v, int64_t c, const auto& read) __attribute__((always_inline)) {
+    return fma(sub(sub(v, read(s.center + c)), read(s.delta + c)), read(s.scale + c), read(s.shift + c));
+  };
   for (int64_t i = 0; i < x.count; i++) {
     const float* from = x.data + i * x.stride;
     float* to = y + i * y_stride;
-    for (int64_t c = 0; c < x.channels; c += kLanes) {
-      const int64_t count = smaller(kLanes, x.channels - c);
-      const F16 d = sub(sub(load_first(from + c, count), load_first(s.center + c, count)), load_first(s.delta + c, count));
-      store_first(to + c, fma(d, load_first(s.scale + c, count), load_first(s.shift + c, count)), count);
-    }
+    int64_t c = 0;
+    for (; c + kLanes <= x.channels; c += kLanes) store(to + c, scaled(load(from + c), c, [](const float* p) __attribute__((always_inline)) { return load(p); }));
+    const int64_t rest = x.channels - c;
+    if (rest > 0) store_first(to + c, scaled(load_first(from + c, rest), c, [&](const float* p) __attribute__((always_inline)) { return load_first(p, rest); }), rest);
   }
 }
 

@@ -33,7 +33,10 @@ int64_t Reduce::row_size(const View& x) const {
   return size;
 }
 
-double Reduce::estimate_ns(const View* inputs) const { return 30 + 0.06 * double(inputs[0].numel()); }
+double Reduce::estimate_ns(const View* inputs) const {
+  const double values = double(inputs[0].numel());
+  return 30 + 0.05 * values + 8 * values / double(std::max<int64_t>(1, row_size(inputs[0])));
+}
 
 void Reduce::run(const View* inputs, const View* outputs, Lease& lease) const {
   const int64_t size = row_size(inputs[0]), rows = outputs[0].numel();
@@ -46,7 +49,11 @@ void Reduce::run(const View* inputs, const View* outputs, Lease& lease) const {
   divide(rows, size, lease, [&](int64_t first, int64_t count) { kernels_.reduce(kind_, input(inputs) + first * size, count, size, y + first); });
 }
 
-double Softmax::estimate_ns(const View* inputs) const { return 30 + 0.5 * double(inputs[0].numel()); }
+double Softmax::estimate_ns(const View* inputs) const {
+  const View& x = inputs[0];
+  const double values = double(x.numel()), size = x.rank == 0 ? 1 : double(std::max<int64_t>(1, x.sizes[x.rank - 1]));
+  return 30 + 0.35 * values + 25 * values / size;
+}
 
 void Softmax::run(const View* inputs, const View* outputs, Lease& lease) const {
   const View& x = inputs[0];

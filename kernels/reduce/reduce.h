@@ -22,7 +22,7 @@ FASTGRAPH_INLINE float fold_lanes(F16 x, const Fold& fold) {
   return lane[0];
 }
 
-FASTGRAPH_INLINE float larger_float(float a, float b) { return a > b ? a : b; }
+FASTGRAPH_INLINE float larger_of(float a, float b) { return a > b ? a : b; }
 
 // Calls take(F16) for all values of a row, some of them twice, and `others` where it has fewer than sixteen.
 template <class Take>
@@ -41,7 +41,7 @@ FASTGRAPH_INLINE float row_extreme(const float* x, int64_t n) {
     nan = select(is_nan(v), v, nan);
     largest = max(kSmallest ? negate(v) : v, largest);
   });
-  const float found = fold_lanes(largest, larger_float), missing = fold_sum(nan);
+  const float found = fold_lanes(largest, larger_of), missing = fold_sum(nan);
   return missing != missing ? missing : kSmallest ? -found : found;
 }
 
@@ -60,7 +60,7 @@ void reduce_rows(Reduction kind, const float* x, int64_t rows, int64_t size, flo
 FASTGRAPH_INLINE F16 row_shift(const float* x, int64_t n) {
   F16 largest = broadcast(-INFINITY);
   for_all_values(x, n, largest, [&](F16 v) __attribute__((always_inline)) { largest = max(largest, v); });
-  return broadcast(fold_lanes(largest, larger_float));
+  return broadcast(fold_lanes(largest, larger_of));
 }
 
 // e^x for x that is not above zero; zero in place of a denormal.
@@ -82,7 +82,7 @@ void softmax_rows(bool is_log, const float* x, int64_t rows, int64_t size, float
     const F16 shift = row_shift(x, size);
     const auto power = [&](F16 v) __attribute__((always_inline)) { return power_below_one(sub(v, shift)); };
     if (is_log) {
-      const double sum = total(sums<1>(x, size, [&](F16 v) __attribute__((always_inline)) { return LaneSums<1>{{power(v)}}; }).v[0]);
+      const double sum = lanes_total(row_sums<1>(x, size, [&](F16 v) __attribute__((always_inline)) { return RowSums<1>{{power(v)}}; }).v[0]);
       const F16 scale = log(broadcast(float(sum)));
       map_values(x, size, y, [&](F16 v) __attribute__((always_inline)) { return sub(sub(v, shift), scale); });
     } else {

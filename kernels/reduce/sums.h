@@ -1,4 +1,4 @@
-// LaneSums of the values of a row, in one order whatever the batch, the threads and the instruction set: sixty-four chains a block of 1024
+// RowSums of the values of a row, in one order whatever the batch, the threads and the instruction set: sixty-four chains a block of 1024
 // values, blocks pairwise, and at the end the sixteen lanes in double precision. The error grows with the logarithm of the length.
 #pragma once
 
@@ -7,24 +7,24 @@
 namespace fastgraph {
 namespace FASTGRAPH_ISA {
 
-constexpr int64_t kLaneBlock = 1024;
+constexpr int64_t kRowBlock = 1024;
 
 // kCount sums that are taken together.
 template <int kCount>
-struct LaneSums {
+struct RowSums {
   F16 v[kCount];
 };
 
 template <int kCount>
-FASTGRAPH_INLINE LaneSums<kCount> add(LaneSums<kCount> a, LaneSums<kCount> b) {
+FASTGRAPH_INLINE RowSums<kCount> add(RowSums<kCount> a, RowSums<kCount> b) {
 #pragma GCC unroll 2
   for (int k = 0; k < kCount; k++) a.v[k] = add(a.v[k], b.v[k]);
   return a;
 }
 
 template <int kCount>
-FASTGRAPH_INLINE LaneSums<kCount> no_sums() {
-  LaneSums<kCount> zero;
+FASTGRAPH_INLINE RowSums<kCount> no_sums() {
+  RowSums<kCount> zero;
 #pragma GCC unroll 2
   for (int k = 0; k < kCount; k++) zero.v[k] = broadcast(0.0f);
   return zero;
@@ -36,10 +36,10 @@ FASTGRAPH_INLINE F16 first_lanes(F16 a, int64_t count, F16 others) {
   return select(less(load(kLane), broadcast(float(count))), a, others);
 }
 
-// term(F16 x) gives LaneSums<kCount>, lane by lane what is added for a value; n is at most kLaneBlock.
+// term(F16 x) gives RowSums<kCount>, lane by lane what is added for a value; n is at most kRowBlock.
 template <int kCount, class Term>
-FASTGRAPH_INLINE LaneSums<kCount> block_sums(const float* x, int64_t n, const Term& term) {
-  LaneSums<kCount> a = no_sums<kCount>(), b = a, c = a, d = a;
+FASTGRAPH_INLINE RowSums<kCount> block_sums(const float* x, int64_t n, const Term& term) {
+  RowSums<kCount> a = no_sums<kCount>(), b = a, c = a, d = a;
   int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
     a = add(a, term(load(x + i)));
@@ -49,7 +49,7 @@ FASTGRAPH_INLINE LaneSums<kCount> block_sums(const float* x, int64_t n, const Te
   }
   for (; i + kLanes <= n; i += kLanes) a = add(a, term(load(x + i)));
   if (i < n) {
-    LaneSums<kCount> last = term(load_first(x + i, n - i));
+    RowSums<kCount> last = term(load_first(x + i, n - i));
 #pragma GCC unroll 2
     for (int k = 0; k < kCount; k++) last.v[k] = first_lanes(last.v[k], n - i, broadcast(0.0f));
     b = add(b, last);
@@ -58,19 +58,19 @@ FASTGRAPH_INLINE LaneSums<kCount> block_sums(const float* x, int64_t n, const Te
 }
 
 template <int kCount, class Term>
-__attribute__((noinline)) LaneSums<kCount> pairwise_sums(const float* x, int64_t n, const Term& term) {
-  if (n <= kLaneBlock) return block_sums<kCount>(x, n, term);
-  const int64_t blocks = (n + kLaneBlock - 1) / kLaneBlock, half = blocks / 2 * kLaneBlock;
+__attribute__((noinline)) RowSums<kCount> pairwise_sums(const float* x, int64_t n, const Term& term) {
+  if (n <= kRowBlock) return block_sums<kCount>(x, n, term);
+  const int64_t blocks = (n + kRowBlock - 1) / kRowBlock, half = blocks / 2 * kRowBlock;
   return add(pairwise_sums<kCount>(x, half, term), pairwise_sums<kCount>(x + half, n - half, term));
 }
 
 template <int kCount, class Term>
-FASTGRAPH_INLINE LaneSums<kCount> sums(const float* x, int64_t n, const Term& term) {
-  return n <= kLaneBlock ? block_sums<kCount>(x, n, term) : pairwise_sums<kCount>(x, n, term);
+FASTGRAPH_INLINE RowSums<kCount> row_sums(const float* x, int64_t n, const Term& term) {
+  return n <= kRowBlock ? block_sums<kCount>(x, n, term) : pairwise_sums<kCount>(x, n, term);
 }
 
 // Folds sixteen lanes pairwise, without an error.
-FASTGRAPH_INLINE double total(F16 x) {
+FASTGRAPH_INLINE double lanes_total(F16 x) {
   float lanes[kLanes];
   double wide[kLanes / 2];
   store(lanes, x);
@@ -79,7 +79,7 @@ FASTGRAPH_INLINE double total(F16 x) {
 }
 
 FASTGRAPH_INLINE double row_sum(const float* x, int64_t n) {
-  return total(sums<1>(x, n, [](F16 v) __attribute__((always_inline)) { return LaneSums<1>{{v}}; }).v[0]);
+  return lanes_total(row_sums<1>(x, n, [](F16 v) __attribute__((always_inline)) { return RowSums<1>{{v}}; }).v[0]);
 }
 
 }  // namespace FASTGRAPH_ISA
