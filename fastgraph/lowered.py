@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 # Each registers how ATen's operators are lowered to its kernels.
 import fastgraph.kernels.conv.aten
+import fastgraph.kernels.conv_transpose.aten
 import fastgraph.kernels.copy.aten
 import fastgraph.kernels.norm.aten
 import fastgraph.kernels.pointwise.aten

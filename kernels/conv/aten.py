@@ -21,13 +21,13 @@ def geometry(
     """The kernel's sizes for ATen's arguments behind weight and bias; see `ConvGeometry` in kernels/conv/cpu.h."""
     axes = weight.dim() - 2
     kernel = list(weight.shape[2:])
-    strides, dilations = _each(stride, axes), _each(dilation, axes)
+    strides, dilations = numbers(stride, axes), numbers(dilation, axes)
     if isinstance(padding, str):
         reach = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernel, strict=True)]
         before = [r // 2 for r in reach]
         after = [r - b for r, b in zip(reach, before, strict=True)]
     else:
-        before = after = _each(padding, axes)
+        before = after = numbers(padding, axes)
     if axes == 1:  # a map with one row
         kernel, strides, dilations = [1, *kernel], [1, *strides], [1, *dilations]
         before, after = [0, *before], [0, *after]
@@ -35,9 +35,10 @@ def geometry(
     return (channels, weight.shape[0], groups, *kernel, *strides, *before, *after, *dilations)
 
 
-def _each(value: Any, axes: int) -> list[int]:
-    numbers = list(value) if isinstance(value, list | tuple) else [value]
-    return numbers * axes if len(numbers) == 1 else numbers
+def numbers(value: Any, axes: int) -> list[int]:
+    """A number for each axis."""
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    return given * axes if len(given) == 1 else given
 
 
 def _pack(tensors: Sequence[torch.Tensor | None], sizes: tuple[int, ...]) -> Any:
@@ -65,6 +66,7 @@ class BoundConv(BoundAten):
     """A convolution with weights that stay what they are."""
 
     name = "conv"
+    reads_images = True  # channels first, where there are few
 
     def __init__(
         self, target: Any, weight: torch.Tensor, bias: torch.Tensor | None = None, *others: Any, **named: Any
@@ -73,7 +75,8 @@ class BoundConv(BoundAten):
         sizes = geometry(weight, *others, **named)
         takes = weight.dtype is torch.float32 and weight.numel() > 0 and native.takes(weight, bias)
         self.kernel = _packed.get([weight, bias], sizes) if takes else None
-        self.is_depthwise = is_depthwise(sizes)
+        self._is_depthwise = is_depthwise(sizes)
+        self.reads_images = not self._is_depthwise
 
     def lower(self, low: Lowering, x: Operand) -> Operand:
         """The convolution, open for an epilogue."""
@@ -85,8 +88,10 @@ class BoundConv(BoundAten):
         """The kernel with an epilogue, on the same packed weights."""
         if not residual and not activations:
             return self.kernel
-        make = low.kernels.DepthwiseWith if self.is_depthwise else low.kernels.ConvWith
-        return make(self.kernel, residual, list(activations))
+        return self._made(low)(self.kernel, residual, list(activations))
+
+    def _made(self, low: Lowering) -> Any:
+        return low.kernels.DepthwiseWith if self._is_depthwise else low.kernels.ConvWith
 
 
 class PendingConv(Pending):
@@ -125,7 +130,7 @@ class PendingConv(Pending):
         """Adds the step."""
         place = low.result(self.tensor.shape, channels_last=True)
         x = low.ready(self._x)
-        reads_as_it_is = x.is_contiguous() and x.shape[1] <= FEW_CHANNELS and not self._conv.is_depthwise
+        reads_as_it_is = x.is_contiguous() and x.shape[1] <= FEW_CHANNELS and self._conv.reads_images
         x = low.contiguous(x) if reads_as_it_is else low.channels_last(x)
         inputs = [x] if self._residual is None else [x, low.channels_last(self._residual)]
         kernel = self._conv.with_epilogue(low, self._residual is not None, self._activations)
