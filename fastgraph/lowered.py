@@ -1,7 +1,7 @@
-"""A stretch of a program as steps of kernels, for inputs of one shape: node by node, each by what `kernels` registers.
+"""A stretch of a program as steps of kernels, for inputs of one shape: each node by what `kernels` registers.
 
-A value that only one node reads waits until that is reached: it may become an epilogue, or more of one pass over memory.
-What is concatenated is computed where it belongs in the concatenation.
+A value that only one node reads waits until that is reached: it may become an epilogue, or more of one pass over
+memory. What is concatenated is computed where it belongs in the concatenation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -141,15 +141,13 @@ class _Walk:
         if node not in self._places:
             return None
         cat, index = self._places[node]
-        sizes = [self._shown[n].shape[1] for n in cat.args[0]]  # type: ignore[union-attr]
+        sizes = [self._shown[n].shape[1] for n in cat.args[0]]  # type: ignore[union-attr,index]
         return parts(self._whole(cat), sizes, 1)[index]
 
     def _whole(self, cat: fx.Node) -> torch.Tensor:
         if cat not in self._wholes:
             place = self._place(cat)
-            self._wholes[cat] = (
-                self._low.new(self._shown[cat].shape, channels_last=True) if place is None else place
-            )
+            self._wholes[cat] = self._low.new(self._shown[cat].shape, channels_last=True) if place is None else place
         return self._wholes[cat]
 
     def _compute(self, node: fx.Node) -> Any:
@@ -174,7 +172,8 @@ class _Walk:
             self._low.into(None)
             return value
         x = self._low.ready(x)
-        has_rows = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1] and isinstance(op, Bound) and op.op.name == "mlp"
+        is_mlp = isinstance(op, Bound) and op.op.name == "mlp"
+        has_rows = is_mlp and x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]
         x = x if has_rows else self._low.contiguous(x)
         return self._low.step(op.kernel, [x], self._low.new(self._shown[node].shape))
 

@@ -48,7 +48,9 @@ _MAX_FORMS = 4096  # of inputs, that are remembered
 _MOST = 8  # inputs, and results, of a stretch: kMaxViews in kernels/runtime/guard.cpp
 
 
-def with_plans(program: fx.Graph, bound: Mapping[str, bool], constants: Collection[str]) -> tuple[fx.Graph, dict[str, fx.Graph]]:
+def with_plans(
+    program: fx.Graph, bound: Mapping[str, bool], constants: Collection[str]
+) -> tuple[fx.Graph, dict[str, fx.Graph]]:
     """The program with a call of "plan_<i>" for each stretch that is worth one, and their graphs by these names.
 
     bound: the names that call_module nodes have; True for those that alone make a stretch worth a plan (a convolution
@@ -187,6 +189,11 @@ class Plan:
         self.kernel = module.Plan(len(graph.find_nodes(op="placeholder"))) if is_native and module else None
         self._general = partial(compiled(graph), SimpleNamespace(**constants, **ops))
         self._forms: dict[Any, Lowered | None] = {}
+
+    @property
+    def is_native(self) -> bool:
+        """Whether kernels compute it, as far as is known: of some inputs so far, or of none yet."""
+        return self.kernel is not None and (not self._forms or any(f is not None for f in self._forms.values()))
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """The tensor, or a tuple of several."""

@@ -1,18 +1,17 @@
 """Lowering: ATen's operators, on inputs of known sizes, to steps of a native plan (`kernels/runtime/plan.h`).
 
-A value is a tensor on the "meta" device: its sizes and strides say how it lies, its storage in which memory. So a view is
-what ATen's operator makes of it, and a layout is a matter of strides. A kernel of an op folder is reached through its
-`aten.py`, which registers a function for each ATen operator that the kernel computes:
+A value is a tensor on the "meta" device: its sizes and strides say how it lies, its storage in which memory. So a view
+is what ATen's operator makes of it, and a layout is a matter of strides. A kernel of an op folder is reached through
+its `aten.py`, which registers a function for each ATen operator that the kernel computes:
 
     @lowers(aten.max_pool2d.default)
     def max_pool2d(low: Lowering, x: Operand, kernel_size: list[int], ...) -> Operand
 
-with the operator's own arguments. It raises `NotLowered` for what no kernel computes; the operator is then ATen's, as in
-every graph that runs without a plan.
+with the operator's own arguments. It raises `NotLowered` for what no kernel computes; the operator is then ATen's, as
+in every graph that runs without a plan.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,17 +36,19 @@ class BoundAten:
     kernel: Any = None
 
     def __init__(self, target: Any, *arguments: Any, **named: Any) -> None:
-        self._call = partial(_behind_the_first, target, arguments, named)
-        self._shown = partial(_behind_the_first, target, *_on_meta((arguments, named)))
+        self._target, self._arguments = target, (arguments, named)
+        self._on_meta = _on_meta(self._arguments)
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         """By ATen."""
-        result: torch.Tensor = self._call(input)
+        arguments, named = self._arguments
+        result: torch.Tensor = self._target(input, *arguments, **named)
         return result
 
     def shown(self, input: torch.Tensor) -> torch.Tensor:
         """The result for a tensor on the meta device; errors as ATen's."""
-        result: torch.Tensor = self._shown(input)
+        arguments, named = self._on_meta
+        result: torch.Tensor = self._target(input, *arguments, **named)
         return result
 
     def lower(self, low: "Lowering", x: "Operand") -> "Operand":
@@ -55,15 +56,13 @@ class BoundAten:
         raise NotImplementedError
 
 
-def _behind_the_first(target: Any, arguments: Any, named: Any, input: torch.Tensor) -> Any:
-    return target(input, *arguments, **named)
-
-
 def _on_meta(values: Any) -> Any:
-    return pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"), values)
+    return pytree.tree_map_only(
+        torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"), values
+    )
 
 
-BOUND: dict[Any, Callable[..., BoundAten]] = {}  # by ATen's operator: those that compute on constant weights
+BOUND: dict[Any, type[BoundAten]] = {}  # by ATen's operator: those that compute on constant weights
 
 
 def binds(*targets: Any) -> Callable[[type[BoundAten]], type[BoundAten]]:
@@ -104,7 +103,7 @@ def lowers(*targets: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def channels_last_strides(size: Sequence[int], pixel: int | None = None) -> tuple[int, ...]:
-    """Strides of [N, C, W] or [N, C, H, W] with channels last; `pixel`: values from one pixel to the next, C if None."""
+    """Strides of [N, C, W] or [N, C, H, W], channels last; `pixel`: values from one pixel to the next, C if None."""
     pixel = size[1] if pixel is None else pixel
     strides = [1] * len(size)
     for axis in (*range(len(size) - 1, 1, -1), 0):
@@ -117,17 +116,14 @@ def as_channels_last(x: torch.Tensor) -> torch.Tensor | None:
     """`x` with the strides that kernels are told, where it has channels last (kernels/cpu/kernel.h), else None."""
     if x.dim() not in (3, 4) or 0 in x.shape:
         return None
-    channels, pixels = x.shape[1], [(size, stride) for size, stride in zip(x.shape[:1] + x.shape[2:], _outer(x)) if size > 1]
-    pixel = pixels[-1][1] if pixels else channels
+    outer = zip((x.shape[0], *x.shape[2:]), (x.stride(0), *x.stride()[2:]), strict=True)
+    channels, pixels = x.shape[1], [stride for size, stride in outer if size > 1]
+    pixel = pixels[-1] if pixels else channels
     if (channels > 1 and x.stride(1) != 1) or pixel < channels:
         return None
     strides = channels_last_strides(x.shape, pixel)
     alike = all(size == 1 or a == b for size, a, b in zip(x.shape, x.stride(), strides, strict=True))
     return x.as_strided(x.shape, strides) if alike else None
-
-
-def _outer(x: torch.Tensor) -> list[int]:
-    return [x.stride(0), *x.stride()[2:]]
 
 
 class Lowering:
@@ -177,7 +173,7 @@ class Lowering:
         if key not in self._by_view:
             self._by_view[key] = len(self.slots)
             owner = self._owners[x.untyped_storage()._cdata]
-            self.slots.append((list(x.shape), list(x.stride()), owner, x.storage_offset(), 0))
+            self.slots.append((list(x.shape), list(x.stride()), owner, int(x.storage_offset()), 0))
         return self._by_view[key]
 
     def is_at(self, x: torch.Tensor, place: torch.Tensor) -> bool:

@@ -32,7 +32,7 @@ def linear(generator: torch.Generator, inputs: int, outputs: int) -> Any:
 def made(
     inputs: list[int], outputs: list[int], steps: list[Any], sizes: list[list[int]], memory: list[int] | None = None
 ) -> Any:
-    """A plan whose slots are contiguous values of these sizes, each in a memory of its own unless `memory` says which."""
+    """A plan whose slots are contiguous, each in a memory of its own unless `memory` says which."""
     plan = module().Plan(len(inputs))
     admit(plan, inputs, outputs, steps, sizes, memory)
     return plan
@@ -47,7 +47,8 @@ def admit(
     memory: list[int] | None = None,
 ) -> None:
     owners = memory or list(range(len(sizes)))
-    slots = [(size, list(torch.empty(size).stride()), owner, 0, 0) for size, owner in zip(sizes, owners, strict=True)]
+    strides = [list(torch.empty(size).stride()) for size in sizes]
+    slots = [(*both, owner, 0, 0) for both, owner in zip(zip(sizes, strides, strict=True), owners, strict=True)]
     plan.admit(slots, inputs, outputs, steps)
 
 

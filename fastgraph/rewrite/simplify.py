@@ -54,7 +54,7 @@ class Dropout:
 
 
 class InPlace:
-    """An elementwise operator written over the result of another, memory that nobody else knows, is the operator itself."""
+    """An elementwise operator over the result of another, memory that nobody else knows, is the operator itself."""
 
     name = "in_place"
 

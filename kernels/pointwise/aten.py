@@ -88,8 +88,10 @@ def pointwise(low: Lowering, make: Callable[..., Instruction], *operands: Operan
         chained = isinstance(operand, PendingPointwise) and operand.tensor.shape == size
         parts.append(operand.expression if chained else low.ready(operand))  # type: ignore[union-attr]
     if not _fits(parts):
-        parts = [low.ready(operand) if isinstance(operand, PendingPointwise) else part
-                 for operand, part in zip(operands, parts, strict=True)]
+        parts = [
+            low.ready(operand) if isinstance(operand, PendingPointwise) else part
+            for operand, part in zip(operands, parts, strict=True)
+        ]
     return PendingPointwise(size, Expression(make, tuple(parts)))
 
 

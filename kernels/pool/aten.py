@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from fastgraph.kernels.conv.aten import numbers
 from fastgraph.kernels.lowering import Lowering, NotLowered, Operand, lowers
 
 aten = torch.ops.aten
@@ -23,9 +24,8 @@ def _map(low: Lowering, x: Operand, axes: int) -> torch.Tensor:
 
 def _two(value: Numbers, axes: int, beside: int) -> list[int]:
     """A number for each of two axes; `beside` for the first where there is one axis only."""
-    numbers = list(value) if isinstance(value, list | tuple) else [value]
-    numbers = numbers * axes if len(numbers) == 1 else numbers
-    return numbers if axes == 2 else [beside, *numbers]
+    given = numbers(value, axes)
+    return given if axes == 2 else [beside, *given]
 
 
 def _size(x: torch.Tensor, target: Any, *arguments: Any) -> torch.Size:
