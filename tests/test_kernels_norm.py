@@ -63,7 +63,7 @@ def test_rows(name: str, size: int, generator: torch.Generator) -> None:
         eager, exact = normalize(name, x, weight, bias), normalize(name, x.double(), *doubles)
         assert_close_to_reference(y, eager, exact)
         if size > 2:
-            assert (y - exact).abs().max() <= (eager - exact).abs().max() + 4 * 2**-23 * exact.abs().max()
+            assert (y - exact).abs().max() <= 4 * 2**-23 * exact.abs().max()
 
 
 @pytest.mark.parametrize("name", ["layer", "rms"])
@@ -138,14 +138,15 @@ def test_group_norm(
 
 
 def test_group_norm_of_parts_that_differ(generator: torch.Generator) -> None:
-    """Pixels whose values have nothing in common with the others': the error is no larger for it."""
-    x = random(generator, (2, 8, 40, 40))
-    x[0, :, 0] += 1000
-    x[1, :, 39, 39] -= 1e5
+    """Pixels unlike the others, be they those that are looked at first: exact still."""
+    x = random(generator, (2, 8, 128, 128))
+    x.flatten(2)[0, :, :: 128 * 128 // 16] += 1000.3
+    x[1, :, 100, 39] -= 1e5
     kernel = kernels.GroupNorm(4, 8, 0, 0, 1e-5)
-    y = run(kernel, channels_last(x, 0), x.shape, channels_last(x, 0).stride())
-    assert_close_to_reference(y, torch.group_norm(x, 4), torch.group_norm(x.double(), 4))
-    assert torch.equal(run(kernel, channels_last(x, 0)[1:], (1, 8, 40, 40), channels_last(x, 0).stride()), y[1:])
+    source = channels_last(x, 0)
+    y, exact = run(kernel, source, x.shape, source.stride()), torch.group_norm(x.double(), 4)
+    assert ((y - exact).abs().amax((1, 2, 3)) <= 4 * 2**-23 * exact.abs().amax((1, 2, 3))).all()
+    assert torch.equal(run(kernel, source[1:], source[1:].shape, source.stride()), y[1:])
 
 
 def test_group_norm_of_special_values(generator: torch.Generator) -> None:

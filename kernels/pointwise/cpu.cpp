@@ -158,7 +158,7 @@ class Pointwise::Tiles {
     for (int64_t tile = first; tile < last; tile++) {
       const int64_t begin = part * rows_, rows = std::min(rows_, loops_.sizes[split_] - begin);
       if (rows > held_rows) std::fill(held, held + kMaxOperands, nullptr);
-      held_rows = rows;
+      held_rows = std::max(held_rows, rows);
       run_tile(index, begin, rows, held, scratch, copies);
       if (++part == per_line_) part = advance(index);
     }
