@@ -23,10 +23,19 @@ import fastgraph.kernels.upsample.aten  # noqa: F401
 from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.copy.aten import parts
 from fastgraph.kernels.library import Size
-from fastgraph.kernels.lowering import LOWERINGS, BoundAten, Lowering, NotLowered, Operand, Pending
+from fastgraph.kernels.lowering import LOWERINGS, BoundAten, Lowering, NotLowered, Operand, Pending, require, size_of
 
 aten = torch.ops.aten
 _CAT = aten.cat.default
+# Views in another order, or of a part: eager's results may lie like them.
+_REORDERS = {
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.expand.default,
+}
 
 
 class Lowered(NamedTuple):
@@ -47,15 +56,32 @@ def lower(
 
     ops: what call_module nodes call. constants: what get_attr nodes name.
     """
+    try:
+        walk = _Walk(graph, ops, constants, inputs)
+        if places := _places(graph, walk.sizes):
+            walk = _Walk(graph, ops, constants, inputs, places, walk.sizes)
+        return walk.lowered(_strides(graph, ops, constants, inputs))
+    except NotLowered:
+        return None
+
+
+def _strides(
+    graph: fx.Graph, ops: Mapping[str, Any], constants: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tensor]
+) -> list[tuple[int, ...]] | None:
+    """Those of eager's results; None where they are contiguous, as all is and nothing is put in another order.
+
+    Else they are asked of ATen, whose functions for the meta device are in Python and slow to import.
+    """
+    maps = [weight for op in ops.values() if isinstance(op, BoundAten) for weight in op.tensors()]
+    given = [*inputs, *constants.values(), *maps]
+    if all(x.is_contiguous() for x in given) and not any(node.target in _REORDERS for node in graph.nodes):
+        return None
     shown = [torch.empty_strided(x.shape, x.stride(), device="meta") for x in inputs]
     try:
         values = _shown(graph, ops, constants, shown)
-    except Exception:  # whatever it is, ATen raises it too
-        return None
-    try:
-        return _Walk(graph, ops, constants, values).lowered()
-    except NotLowered:
-        return None
+    except Exception as error:  # whatever it is, ATen raises it too
+        raise NotLowered("wrong inputs") from error
+    return [values[node].stride() for node in graph.output_node().all_input_nodes]
 
 
 def _shown(graph: fx.Graph, ops: Mapping[str, Any], constants: Mapping[str, Any], inputs: Sequence[Any]) -> Any:
@@ -86,33 +112,51 @@ def _shown_op(op: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 class _Walk:
+    """places: see `_places`; sizes: those of an earlier walk without places."""
+
     def __init__(
-        self, graph: fx.Graph, ops: Mapping[str, Any], constants: Mapping[str, torch.Tensor], shown: dict[fx.Node, Any]
+        self,
+        graph: fx.Graph,
+        ops: Mapping[str, Any],
+        constants: Mapping[str, torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        places: Mapping[fx.Node, tuple[fx.Node, int]] | None = None,
+        sizes: Mapping[fx.Node, torch.Size] | None = None,
     ) -> None:
-        self._graph, self._ops, self._constants, self._shown = graph, ops, constants, shown
+        self._graph, self._ops, self._constants = graph, ops, constants
         self._low = Lowering()
         self._values: dict[fx.Node, Any] = {}
-        self._places = _places(graph, shown)
+        self._places = places or {}
+        self.sizes = dict(sizes or {})
         self._wholes: dict[fx.Node, torch.Tensor] = {}
+        self._inputs = [self._low.new(x.shape) for x in inputs]
+        self._slots = [self._low.slot(x) for x in self._inputs]
+        self._go()
 
-    def lowered(self) -> Lowered:
-        """All of it."""
-        inputs = list(self._graph.find_nodes(op="placeholder"))
-        for node in inputs:
-            self._values[node] = self._low.new(self._shown[node].shape)
-        slots = [self._low.slot(self._values[node]) for node in inputs]
+    def _go(self) -> None:
+        given = iter(self._inputs)
         for node in self._graph.nodes:
-            if node.op in ("call_module", "call_function"):
-                self._values[node] = self._compute(node)
+            if node.op == "placeholder":
+                value: Any = next(given)
             elif node.op == "get_attr":
-                self._values[node] = self._low.constant(self._constants[str(node.target)])
+                value = self._low.constant(self._constants[str(node.target)])
+            elif node.op == "output":
+                break
+            else:
+                value = self._compute(node)
+            self._values[node] = value
+            if isinstance(value, torch.Tensor | Pending):
+                self.sizes[node] = size_of(value)
+
+    def lowered(self, strides: list[tuple[int, ...]] | None) -> Lowered:
+        """All of it; strides: of eager's results, None where they are contiguous."""
         results = list(self._graph.output_node().all_input_nodes)
         outputs: list[int] = []
         for node in results:
-            outputs.append(self._result(self._ready(node), [*slots, *outputs]))
-        sizes = [tuple(self._shown[node].shape) for node in results]
-        strides = [self._shown[node].stride() for node in results]
-        return Lowered(self._low.slots, slots, outputs, self._low.steps, sizes, strides)
+            outputs.append(self._result(self._ready(node), [*self._slots, *outputs]))
+        sizes = [tuple(self.sizes[node]) for node in results]
+        contiguous = [tuple(self._low.slots[slot][1]) for slot in outputs]
+        return Lowered(self._low.slots, self._slots, outputs, self._low.steps, sizes, strides or contiguous)
 
     def _result(self, x: torch.Tensor, taken: list[int]) -> int:
         """The slot of a result: contiguous memory of its own."""
@@ -141,13 +185,13 @@ class _Walk:
         if node not in self._places:
             return None
         cat, index = self._places[node]
-        sizes = [self._shown[n].shape[1] for n in cat.args[0]]  # type: ignore[union-attr,index]
+        sizes = [self.sizes[n][1] for n in cat.args[0]]  # type: ignore[union-attr,index]
         return parts(self._whole(cat), sizes, 1)[index]
 
     def _whole(self, cat: fx.Node) -> torch.Tensor:
         if cat not in self._wholes:
             place = self._place(cat)
-            self._wholes[cat] = self._low.new(self._shown[cat].shape, channels_last=True) if place is None else place
+            self._wholes[cat] = self._low.new(self.sizes[cat], channels_last=True) if place is None else place
         return self._wholes[cat]
 
     def _compute(self, node: fx.Node) -> Any:
@@ -175,7 +219,9 @@ class _Walk:
         is_mlp = isinstance(op, Bound) and op.op.name == "mlp"
         has_rows = is_mlp and x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]
         x = x if has_rows else self._low.contiguous(x)
-        return self._low.step(op.kernel, [x], self._low.new(self._shown[node].shape))
+        size = op.output_size(torch.empty(x.shape))
+        require(size is not None, "the kernel does not take this input")
+        return self._low.step(op.kernel, [x], self._low.new(size))
 
     def _arguments(self, node: fx.Node) -> Any:
         """What a lowering is called with: what is not computed yet where only this node reads it, and once."""
@@ -193,13 +239,13 @@ class _Walk:
         """A view of memory where its strides allow one, else of a copy in order; sizes as numbers."""
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._ready)
         x, *others = args
-        if not isinstance(x, torch.Tensor):
-            return node.target(*args, **kwargs)  # type: ignore[operator]
-        for one in (lambda: x, lambda: self._low.contiguous(x)):
+        for in_order in (False, True):
+            source: Any = self._low.contiguous(x) if in_order and isinstance(x, torch.Tensor) else x
             try:
-                source = one()
                 result = node.target(source, *others, **kwargs)  # type: ignore[operator]
-            except RuntimeError:  # no view of such strides
+            except Exception as error:  # no view of such strides, or as ATen
+                if in_order:
+                    raise NotLowered("no view") from error
                 continue
             if not isinstance(result, torch.Tensor):
                 return result
@@ -208,12 +254,12 @@ class _Walk:
         raise NotLowered("no view")
 
 
-def _places(graph: fx.Graph, shown: dict[fx.Node, Any]) -> dict[fx.Node, tuple[fx.Node, int]]:
+def _places(graph: fx.Graph, sizes: Mapping[fx.Node, torch.Size]) -> dict[fx.Node, tuple[fx.Node, int]]:
     """The last concatenation over channels, and the place in it, of the values that kernels can write there."""
     places: dict[fx.Node, tuple[fx.Node, int]] = {}
     for cat in graph.find_nodes(op="call_function", target=_CAT):
         dim = cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)
-        rank = shown[cat].dim()
+        rank = len(sizes[cat])
         if rank not in (3, 4) or dim % rank != 1:
             continue
         for i, node in enumerate(cat.args[0]):

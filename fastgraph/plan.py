@@ -67,7 +67,16 @@ def is_lowered(node: fx.Node) -> bool:
     """Whether the node calls one of ATen's operators that have kernels in a plan, on fp32 tensors of the CPU."""
     if node.op != "call_function" or node.target not in LOWERINGS:
         return False
-    return all(is_fp32(n) for n in (node, *node.all_input_nodes))
+    return all(is_fp32(n) for n in (node, *node.all_input_nodes)) and all(
+        is_size(n) for n in node.all_input_nodes if not tensors(n.meta.get("val"))
+    )
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether it is a number that is computed from sizes of tensors."""
+    if node.op != "call_function" or node.target not in SIZES:
+        return False
+    return node.target is aten.sym_size.int or all(map(is_size, node.all_input_nodes))
 
 
 def is_fp32(node: fx.Node) -> bool:
@@ -104,14 +113,8 @@ class _Grouping:
         if node.op != "call_function" or self._members.keys().isdisjoint(node.all_input_nodes):
             return False
         if node.target in VIEWS:
-            return node.args[0] in self._members and all(map(self._is_size, node.all_input_nodes[1:]))
-        return self._is_size(node)
-
-    def _is_size(self, node: fx.Node) -> bool:
-        """A number that is computed from sizes of tensors."""
-        if node.op != "call_function" or node.target not in SIZES:
-            return False
-        return node.target is aten.sym_size.int or all(map(self._is_size, node.all_input_nodes))
+            return node.args[0] in self._members and all(map(is_size, node.all_input_nodes[1:]))
+        return is_size(node)
 
     def _copy(self, node: fx.Node) -> None:
         self._mapping[node] = self.program.node_copy(node, lambda n: self._mapping[n])
@@ -162,8 +165,7 @@ class _Inner:
 
     def _translate(self, user: fx.Node, node: fx.Node) -> fx.Node:
         if node not in self.mapping:
-            is_size = user.target in SIZES and user.target is not aten.sym_size.int
-            if is_size or (user.target in VIEWS and node is not user.args[0]):
+            if is_size(node):
                 self.mapping[node] = self.graph.node_copy(node, partial(self._translate, node))
             elif node.op == "get_attr" and node.target in self._constants:
                 self.mapping[node] = self.graph.node_copy(node)

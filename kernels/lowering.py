@@ -26,6 +26,18 @@ class NotLowered(Exception):
     """No kernel takes such arguments."""
 
 
+def require(condition: bool, what: str) -> None:
+    """NotLowered, of inputs that ATen would raise an error for, or that no kernel takes, unless `condition`."""
+    if not condition:
+        raise NotLowered(what)
+
+
+def axis_of(dim: int, rank: int) -> int:
+    """An axis from 0 on."""
+    require(-rank <= dim < rank, f"no axis {dim}")
+    return dim % rank
+
+
 class BoundAten:
     """An ATen operator of one tensor as a function of it, for other arguments that stay what they are.
 
@@ -37,7 +49,6 @@ class BoundAten:
 
     def __init__(self, target: Any, *arguments: Any, **named: Any) -> None:
         self._target, self._arguments = target, (arguments, named)
-        self._on_meta = _on_meta(self._arguments)
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         """By ATen."""
@@ -45,9 +56,13 @@ class BoundAten:
         result: torch.Tensor = self._target(input, *arguments, **named)
         return result
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Its constant tensors."""
+        return [leaf for leaf in pytree.tree_leaves(self._arguments) if isinstance(leaf, torch.Tensor)]
+
     def shown(self, input: torch.Tensor) -> torch.Tensor:
-        """The result for a tensor on the meta device; errors as ATen's."""
-        arguments, named = self._on_meta
+        """ATen's result for a tensor on the meta device, for its strides."""
+        arguments, named = _on_meta(self._arguments)
         result: torch.Tensor = self._target(input, *arguments, **named)
         return result
 
@@ -90,6 +105,11 @@ class Pending:
 
 
 Operand = torch.Tensor | Pending
+
+
+def size_of(x: Operand) -> torch.Size:
+    """Its sizes."""
+    return x.tensor.shape if isinstance(x, Pending) else x.shape
 
 
 def lowers(*targets: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

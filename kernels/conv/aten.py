@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from fastgraph.kernels import native
-from fastgraph.kernels.lowering import BoundAten, Lowering, NotLowered, Operand, Pending, binds
+from fastgraph.kernels.lowering import BoundAten, Lowering, Operand, Pending, binds, require, size_of
 from fastgraph.kernels.weights import Packed
 
 aten = torch.ops.aten
@@ -72,7 +72,8 @@ class BoundConv(BoundAten):
         self, target: Any, weight: torch.Tensor, bias: torch.Tensor | None = None, *others: Any, **named: Any
     ) -> None:
         super().__init__(target, weight, bias, *others, **named)
-        sizes = geometry(weight, *others, **named)
+        self._sizes = sizes = geometry(weight, *others, **named)
+        self._rank = weight.dim()
         takes = weight.dtype is torch.float32 and weight.numel() > 0 and native.takes(weight, bias)
         self.kernel = _packed.get([weight, bias], sizes) if takes else None
         self._is_depthwise = is_depthwise(sizes)
@@ -80,9 +81,20 @@ class BoundConv(BoundAten):
 
     def lower(self, low: Lowering, x: Operand) -> Operand:
         """The convolution, open for an epilogue."""
-        if self.kernel is None:
-            raise NotLowered("no kernel for such weights")
-        return PendingConv(self, x)
+        return PendingConv(self, x, self.output_size(size_of(x)))
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Of the result."""
+        channels, outputs, _, *windows = self._sizes
+        require(len(size) == self._rank and size[1] == channels, "an image of another rank or other channels")
+        height, width = [1, *size[2:]][-2:]
+        kernel, stride, before, after, dilation = (windows[i : i + 2] for i in range(0, 10, 2))
+        result = [
+            (n + b + a - d * (k - 1) - 1) // s + 1
+            for n, k, s, b, a, d in zip((height, width), kernel, stride, before, after, dilation, strict=True)
+        ]
+        require(min(result) > 0, "an image smaller than the kernel")
+        return (size[0], outputs, *result[4 - len(size) :])
 
     def with_epilogue(self, low: Lowering, residual: bool, activations: Sequence[tuple[int, float, float]]) -> Any:
         """The kernel with an epilogue, on the same packed weights."""
@@ -99,11 +111,8 @@ class PendingConv(Pending):
 
     MAX_ACTIVATIONS = 4
 
-    def __init__(self, conv: BoundConv, x: Operand) -> None:
-        self._input = x.tensor if isinstance(x, Pending) else x
-        super().__init__(conv.shown(torch.empty(self._input.shape, device="meta")).shape)
-        if self.tensor.dim() != self._input.dim() or self.tensor.dim() not in (3, 4):
-            raise NotLowered("an image without a batch axis")
+    def __init__(self, conv: BoundConv, x: Operand, size: Sequence[int]) -> None:
+        super().__init__(size)
         self._conv, self._x = conv, x
         self._residual: torch.Tensor | None = None
         self._activations: list[tuple[int, float, float]] = []

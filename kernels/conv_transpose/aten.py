@@ -7,7 +7,7 @@ import torch
 
 from fastgraph.kernels import native
 from fastgraph.kernels.conv.aten import BoundConv, numbers
-from fastgraph.kernels.lowering import BoundAten, Lowering, binds
+from fastgraph.kernels.lowering import BoundAten, Lowering, binds, require
 from fastgraph.kernels.weights import Packed
 
 aten = torch.ops.aten
@@ -47,8 +47,14 @@ class BoundConvTranspose(BoundConv):
         behind = [numbers(n, 2) for n in (stride, padding, output_padding, dilation)]
         is_plain = groups == 1 and behind == [kernel, [0, 0], [0, 0], [1, 1]]
         if is_plain and weight.dtype is torch.float32 and weight.numel() > 0 and native.takes(weight, bias):
-            sizes = (weight.shape[0], weight.shape[1], groups, *kernel, *(n for pair in behind for n in pair))
-            self.kernel = _packed.get([weight, bias], sizes)
+            self._sizes = (weight.shape[0], weight.shape[1], groups, *kernel, *(n for pair in behind for n in pair))
+            self.kernel = _packed.get([weight, bias], self._sizes)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Of the result."""
+        channels, outputs, _, *kernel = self._sizes[:5]
+        require(len(size) == 4 and size[1] == channels, "an image of another rank or other channels")
+        return (size[0], outputs, *(n * k for n, k in zip(size[2:], kernel, strict=True)))
 
     def _made(self, low: Lowering) -> Any:
         return low.kernels.ConvTransposeWith

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fastgraph.kernels.lowering import Lowering, Operand, as_channels_last, lowers
+from fastgraph.kernels.lowering import Lowering, Operand, as_channels_last, axis_of, lowers, require
 
 aten = torch.ops.aten
 
@@ -22,6 +22,9 @@ def parts(whole: torch.Tensor, sizes: Sequence[int], dim: int) -> list[torch.Ten
 def cat(low: Lowering, tensors: Sequence[Operand], dim: int = 0) -> torch.Tensor:
     """The tensors behind each other; those that are in their places already stay there."""
     values = [low.ready(x) for x in tensors]
+    dim = axis_of(dim, values[0].dim())
+    others = [[n for axis, n in enumerate(x.shape) if axis != dim] for x in values]
+    require(all(other == others[0] for other in others), "sizes that do not fit")
     sizes = [x.shape[dim] for x in values]
     size = list(values[0].shape)
     size[dim] = sum(sizes)

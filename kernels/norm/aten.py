@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from fastgraph.kernels import native
-from fastgraph.kernels.lowering import BoundAten, Lowering, NotLowered, Operand, binds
+from fastgraph.kernels.lowering import BoundAten, Lowering, Operand, binds, require, size_of
 from fastgraph.kernels.pointwise.aten import pointwise
 from fastgraph.kernels.pointwise.op import instruction
 from fastgraph.kernels.weights import Packed
@@ -55,6 +55,7 @@ class BoundLayerNorm(BoundAten):
         cudnn_enable: bool = True,
     ) -> None:
         super().__init__(target, normalized_shape, weight, bias, eps, cudnn_enable)
+        self._shape = tuple(normalized_shape)
         self._axes, size = len(normalized_shape), torch.Size(normalized_shape).numel()
         if size > 0 and _are_taken(weight, bias):
             tensors = [weight, bias]
@@ -63,6 +64,7 @@ class BoundLayerNorm(BoundAten):
 
     def lower(self, low: Lowering, x: Operand) -> Operand:
         """Adds the step."""
+        require(tuple(size_of(x))[-self._axes :] == self._shape, "features of other sizes")
         x = low.contiguous(x)
         result = low.new(x.shape)
         axes = x.dim() - self._axes
@@ -105,9 +107,8 @@ class BoundBatchNorm(BoundAten):
 
     def lower(self, low: Lowering, x: Operand) -> Operand:
         """x scale + shift, in one operation, open for what follows."""
-        rank = (x if isinstance(x, torch.Tensor) else x.tensor).dim()
-        if rank < 2:
-            raise NotLowered("no channels")
+        rank = len(size_of(x))
+        require(rank > 1 and size_of(x)[1] == len(self._scale), "other channels")
         scale, shift = (low.constant(t).reshape([-1] + [1] * (rank - 2)) for t in (self._scale, self._shift))
         return pointwise(low, lambda a, b, c: instruction("addcmul", c, a, b, p=1.0), x, scale, shift)
 
@@ -134,7 +135,10 @@ class BoundGroupNorm(BoundAten):
 
     def lower(self, low: Lowering, x: Operand) -> Operand:
         """Adds the step."""
-        x = low.channels_last(x)
+        channels = size_of(x)[1] if len(size_of(x)) > 1 else 0
         weight, bias = self._tensors
+        fits = all(t is None or len(t) == channels for t in self._tensors)
+        require(channels > 0 and channels % self._groups == 0 and fits, "other channels")
+        x = low.channels_last(x)
         kernel = low.kernels.GroupNorm(self._groups, x.shape[1], _address(weight), _address(bias), self._eps)
         return low.step(kernel, [x], low.result(x.shape, channels_last=True))

@@ -6,7 +6,16 @@ from typing import Any, NamedTuple, Union
 import torch
 
 from fastgraph.kernels.conv.aten import PendingConv
-from fastgraph.kernels.lowering import Lowering, NotLowered, Operand, Pending, as_channels_last, lowers
+from fastgraph.kernels.lowering import (
+    Lowering,
+    NotLowered,
+    Operand,
+    Pending,
+    as_channels_last,
+    lowers,
+    require,
+    size_of,
+)
 from fastgraph.kernels.pointwise.op import ACTIVATIONS, Instruction, instruction
 from fastgraph.kernels.pointwise.op import activation as activation_instruction
 
@@ -69,10 +78,6 @@ def _count(expression: Expression) -> int:
     return 1 + sum(_count(value) for value in expression.reads if isinstance(value, Expression))
 
 
-def _size(x: Operand) -> torch.Size:
-    return x.tensor.shape if isinstance(x, Pending) else x.shape
-
-
 def _fits(parts: Sequence[Expression | torch.Tensor]) -> bool:
     inputs: list[torch.Tensor] = []
     whole = Expression(instruction, tuple(parts))
@@ -80,9 +85,16 @@ def _fits(parts: Sequence[Expression | torch.Tensor]) -> bool:
     return len(inputs) <= MAX_INPUTS and _count(whole) <= MAX_INSTRUCTIONS
 
 
+def _broadcast(operands: Sequence[Operand]) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(*map(size_of, operands))
+    except RuntimeError as error:
+        raise NotLowered("sizes that do not fit") from error
+
+
 def pointwise(low: Lowering, make: Callable[..., Instruction], *operands: Operand) -> PendingPointwise:
     """An operation on values, and on chains where only it reads them and they have its size."""
-    size = torch.broadcast_shapes(*map(_size, operands))
+    size = _broadcast(operands)
     parts: list[Expression | torch.Tensor] = []
     for operand in operands:
         chained = isinstance(operand, PendingPointwise) and operand.tensor.shape == size
@@ -198,7 +210,7 @@ for _name in ("sin", "cos", "square"):
 def _residual(low: Lowering, x: Operand, y: Operand) -> Operand | None:
     """The sum of a convolution and a value of its size, in its epilogue."""
     for conv, other in ((x, y), (y, x)):
-        if isinstance(conv, PendingConv) and conv.takes_residual(_size(other)):
+        if isinstance(conv, PendingConv) and conv.takes_residual(size_of(other)):
             return conv.add_residual(low.ready(other))
     return None
 
@@ -272,6 +284,7 @@ def pow(low: Lowering, x: Operand, exponent: float) -> Operand:
 @lowers(aten.prelu.default)
 def prelu(low: Lowering, x: Operand, weight: torch.Tensor) -> Operand:
     """Below zero with a slope for each channel."""
-    size = _size(x)
+    size = size_of(x)
+    require(weight.numel() in (1, size[1] if len(size) > 1 else 1), "slopes for other channels")
     slope = weight.reshape([-1] + [1] * (len(size) - 2)) if len(size) >= 2 else weight
     return pointwise(low, lambda a, b: instruction("prelu", a, b), x, slope)

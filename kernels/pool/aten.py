@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from fastgraph.kernels.conv.aten import numbers
-from fastgraph.kernels.lowering import Lowering, NotLowered, Operand, lowers
+from fastgraph.kernels.conv_pool.op import pool_size
+from fastgraph.kernels.lowering import Lowering, NotLowered, Operand, lowers, require, size_of
 
 aten = torch.ops.aten
 
@@ -28,24 +29,27 @@ def _two(value: Numbers, axes: int, beside: int) -> list[int]:
     return given if axes == 2 else [beside, *given]
 
 
-def _size(x: torch.Tensor, target: Any, *arguments: Any) -> torch.Size:
-    size: torch.Size = target(torch.empty(x.shape, device="meta"), *arguments).shape
-    return size
+def _size(x: torch.Tensor, sizes: Sequence[list[int]], ceil_mode: bool) -> tuple[int, ...]:
+    """Of the result; `sizes`: kernel, stride, padding and dilation, two each."""
+    windows = list(zip((1, *x.shape[2:])[-2:], *sizes, strict=True))
+    result = [pool_size(n, d * (k - 1) + 1, s, p, ceil_mode) for n, k, s, p, d in windows]
+    fits = all(2 * p <= k for _, k, _, p, _ in windows)
+    require(min(result) > 0 and fits, "a map smaller than the pool, or more padding than half of it")
+    return (*x.shape[:2], *result[4 - x.dim() :])
 
 
 def _pool(
-    low: Lowering, x: Operand, target: Any, kind: int, window: Sequence[Any], *, counts: tuple[bool, int] = (True, 0)
+    low: Lowering, x: Operand, kind: int, window: Sequence[Any], *, counts: tuple[bool, int] = (True, 0)
 ) -> torch.Tensor:
     """`window`: kernel size, stride, padding, dilation, ceil_mode."""
     kernel, stride, padding, dilation, ceil_mode = window
-    arguments = (kernel, stride, padding, dilation, ceil_mode) if kind == MAX else (kernel, stride, padding, ceil_mode)
-    rank = x.shape if isinstance(x, torch.Tensor) else x.tensor.shape
-    axes = len(rank) - 2
+    axes = len(size_of(x)) - 2
+    require(axes in (1, 2), "no map")
     x_map = _map(low, x, axes)
     steps = stride if not isinstance(stride, list | tuple) or len(stride) else kernel
     sizes = [_two(kernel, axes, 1), _two(steps, axes, 1), _two(padding, axes, 0), _two(dilation, axes, 1)]
     step = low.kernels.Pool(kind, *sizes, bool(ceil_mode), *counts)
-    return low.step(step, [x_map], low.result(_size(x_map, target, *arguments), channels_last=True))
+    return low.step(step, [x_map], low.result(_size(x_map, sizes, bool(ceil_mode)), channels_last=True))
 
 
 @lowers(aten.max_pool2d.default)
@@ -59,7 +63,7 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> torch.Tensor:
     """The largest of each window."""
-    return _pool(low, x, aten.max_pool2d.default, MAX, (kernel_size, stride, padding, dilation, ceil_mode))
+    return _pool(low, x, MAX, (kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @lowers(aten.max_pool1d.default)
@@ -73,7 +77,7 @@ def max_pool1d(
     ceil_mode: bool = False,
 ) -> torch.Tensor:
     """The largest of each window."""
-    return _pool(low, x, aten.max_pool1d.default, MAX, (kernel_size, stride, padding, dilation, ceil_mode))
+    return _pool(low, x, MAX, (kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @lowers(aten.avg_pool2d.default)
@@ -89,7 +93,7 @@ def avg_pool2d(
 ) -> torch.Tensor:
     """The mean of each window."""
     window, counts = (kernel_size, stride, padding, 1, ceil_mode), (bool(count_include_pad), divisor_override or 0)
-    return _pool(low, x, aten.avg_pool2d.default, AVERAGE, window, counts=counts)
+    return _pool(low, x, AVERAGE, window, counts=counts)
 
 
 @lowers(aten.avg_pool1d.default)
@@ -104,7 +108,7 @@ def avg_pool1d(
 ) -> torch.Tensor:
     """The mean of each window."""
     window = (kernel_size, stride, padding, 1, ceil_mode)
-    return _pool(low, x, aten.avg_pool1d.default, AVERAGE, window, counts=(bool(count_include_pad), 0))
+    return _pool(low, x, AVERAGE, window, counts=(bool(count_include_pad), 0))
 
 
 def _adaptive(low: Lowering, x: Operand, kind: int, size: Sequence[int], axes: int) -> torch.Tensor:

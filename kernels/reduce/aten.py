@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastgraph.kernels.lowering import Lowering, NotLowered, Operand, Pending, as_channels_last, lowers
+from fastgraph.kernels.lowering import Lowering, Operand, as_channels_last, axis_of, lowers, require, size_of
 from fastgraph.kernels.pool.aten import mean_of_pixels
 
 aten = torch.ops.aten
@@ -13,16 +13,11 @@ aten = torch.ops.aten
 SUM, MEAN, AMAX, AMIN = range(4)  # enum class Reduction in cpu.h
 
 
-def _rank(x: Operand) -> int:
-    return (x.tensor if isinstance(x, Pending) else x).dim()
-
-
 def _reduce(low: Lowering, x: Operand, kind: int, dim: Any, keepdim: bool) -> torch.Tensor:
-    rank = _rank(x)
+    rank = len(size_of(x))
     given = [dim] if isinstance(dim, int) else list(dim or range(rank))
-    axes = sorted(d % rank for d in given)
-    if axes != list(range(rank - len(axes), rank)):
-        raise NotLowered("a reduction over other axes than the last ones")
+    axes = sorted(axis_of(d, rank) for d in given)
+    require(axes == list(range(rank - len(axes), rank)), "a reduction over other axes than the last ones")
     x = low.ready(x)
     if kind == MEAN and rank in (3, 4) and len(axes) == rank - 2 and as_channels_last(x) is not None:
         pooled = mean_of_pixels(low, x)
@@ -61,8 +56,8 @@ def amin(low: Lowering, x: Operand, dim: Sequence[int] = (), keepdim: bool = Fal
 
 
 def _softmax(low: Lowering, x: Operand, dim: int, is_log: bool) -> torch.Tensor:
-    if dim % _rank(x) != _rank(x) - 1:
-        raise NotLowered("a softmax over another axis than the last one")
+    rank = len(size_of(x))
+    require(axis_of(dim, rank) == rank - 1, "a softmax over another axis than the last one")
     x = low.contiguous(x)
     return low.step(low.kernels.Softmax(is_log), [x], low.new(x.shape))
 
