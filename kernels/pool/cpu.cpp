@@ -8,7 +8,7 @@ namespace fastgraph {
 namespace {
 
 // One thread's time, roughly: values looked at in the first level cache, and what goes through the second.
-double work_ns(double values, double floats) { return values / 16 + floats / 8; }
+double work_ns(double values, double floats) { return values / 32 + floats / 20; }
 
 int64_t output_height(const PoolGeometry& g, int64_t size) {
   const Window& w = g.window;

@@ -36,7 +36,7 @@ double Upsample::estimate_ns(const View* inputs) const {
   const Map x(inputs[0]);
   const auto grown = [](int64_t size, float scale) { return scale > 0 ? double(size) / double(scale) : 1.0; };
   const double rows = inputs[0].rank == 4 ? grown(x.height, geometry_.height_scale) : 1;
-  return double(x.images * x.channels) * rows * grown(x.width, geometry_.width_scale) / 8;
+  return double(x.images * x.channels) * rows * grown(x.width, geometry_.width_scale) / 10;
 }
 
 void Upsample::run(const View* inputs, const View* outputs, Lease& lease) const {
