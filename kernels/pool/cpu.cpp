@@ -60,7 +60,7 @@ AdaptivePool::AdaptivePool(PoolKind kind, int64_t height, int64_t width, const P
 double AdaptivePool::estimate_ns(const View* inputs) const {
   const Map x(inputs[0]);
   const double results = double(x.images * height_ * width_ * x.channels), values = double(x.pixels() * x.channels);
-  return work_ns(std::max(results, values), results + values);
+  return std::max(results, values) / 48 + (results + values) / 40;  // a pixel after the other, in few long runs
 }
 
 void AdaptivePool::run(const View* inputs, const View* outputs, Lease& lease) const {
