@@ -50,7 +50,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def same_everywhere(make: Any, inputs: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
-    """The result of make()'s kernel, seen to have the same bits on every ISA, with threads, for each image alone."""
+    """The result of make()'s kernel, with the same bits on every ISA, with all threads, for each image alone."""
     module = native.kernels()
     assert module is not None
     before, first = module.isa(), None
