@@ -187,13 +187,14 @@ def test_bits_do_not_depend_on_batch_threads_or_isa(
     same_everywhere(lambda: layer.kernel_of(weight, bias), [x], layer.size(x))
 
 
-def test_one_row_is_divided_among_threads(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_one_row_is_divided_among_threads(multiplier: int, generator: torch.Generator) -> None:
     """[N, C, W]: the sums of the same kernel on [N, C, 1, W]."""
-    layer = Layer(48, (1, 5), padding=(0, 2, 0, 2))
+    layer = Layer(48, (1, 5), padding=(0, 2, 0, 2), multiplier=multiplier)
     weight, bias = layer.values(generator)
     x = random(generator, (1, 48, 1, 3000))
     y = same_everywhere(lambda: layer.kernel_of(weight, bias), [x], layer.size(x))
-    flat = same_everywhere(lambda: layer.kernel_of(weight, bias), [x[:, :, 0]], (1, 48, 3000))
+    flat = same_everywhere(lambda: layer.kernel_of(weight, bias), [x[:, :, 0]], (1, layer.out_channels, 3000))
     assert same(flat, y[:, :, 0])
 
 

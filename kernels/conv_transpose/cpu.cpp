@@ -13,6 +13,9 @@ namespace {
 // Pixels of one product: enough to pay for reading the weights once more, and their sums stay in L2.
 constexpr int64_t kBlockPixels = 96;
 
+// Where all weights stay in L2, the taps of a block of pixels follow each other, else the blocks of a tap.
+constexpr int64_t kCachedBytes = 512 * 1024;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -59,9 +62,10 @@ void ConvTranspose::run(const View* inputs, const View* outputs, Lease& lease, b
   if (blocks == 0) return;
   const int64_t groups = std::min(panels, ceil_div(2 * lease.threads(), taps * blocks));  // of panels, where there are few products
   const ActivationList activations(calls);
-  // One tap after the other, so that its weights stay in L2.
+  const bool fits = packed_bytes() <= kCachedBytes;
   lease.run(taps * blocks * groups, [&](int64_t chunk) {
-    const int64_t group = chunk % groups, block = chunk / groups % blocks, tap = chunk / groups / blocks;
+    const int64_t group = chunk % groups, place = chunk / groups;
+    const int64_t tap = fits ? place % taps : place / blocks, block = fits ? place / taps : place % blocks;
     const int64_t first = x.pixels() * block / blocks, last = x.pixels() * (block + 1) / blocks;
     const int64_t panel = panels * group / groups, end = panels * (group + 1) / groups, channel = panel * kPanel;
     float* sums = thread_arena((last - first) * stride);

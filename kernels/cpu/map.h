@@ -29,7 +29,8 @@ struct Map {
   }
 
   int64_t pixels() const { return images * height * width; }
-  float* row(int64_t image, int64_t y) const { return data + (image * height + y) * width * pixel; }
+  // Inlined, since an ISA's code calls it too and no copy of that may run elsewhere.
+  __attribute__((always_inline)) float* row(int64_t image, int64_t y) const { return data + (image * height + y) * width * pixel; }
 };
 
 // Which pixels of the input a pixel of the result looks at.

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 
 // One thread's time, roughly: multiply-adds in the first level cache, and what goes through the second.
-double work_ns(double multiply_adds, double floats) { return multiply_adds / 32 + floats / 8; }
+double work_ns(double multiply_adds, double floats) { return multiply_adds / 50 + floats / 20; }
 
 int64_t output_height(const Window& w, int64_t size) { return window_count(size, w.kernel_h, w.stride_h, w.pad_top, w.pad_bottom, w.dilation_h); }
 int64_t output_width(const Window& w, int64_t size) { return window_count(size, w.kernel_w, w.stride_w, w.pad_left, w.pad_right, w.dilation_w); }

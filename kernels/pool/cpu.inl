@@ -170,6 +170,10 @@ FASTGRAPH_INLINE int64_t part_end(int64_t i, int64_t in, int64_t out) { return (
     int64_t c = span.begin;
     if (kind == PoolKind::average)
       for (; c + 4 * kLanes <= span.end; c += 4 * kLanes) average_part<4>(part, c, kLanes, out);
+    if (kind == PoolKind::average && c + 2 * kLanes <= span.end) {
+      average_part<2>(part, c, kLanes, out);
+      c += 2 * kLanes;
+    }
     for (; c < span.end; c += kLanes) {
       const int64_t lanes = smaller(kLanes, span.end - c);
       if (kind == PoolKind::average) average_part<1>(part, c, lanes, out);

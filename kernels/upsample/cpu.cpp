@@ -15,7 +15,7 @@ Upsample::Upsample(const UpsampleGeometry& geometry, const UpsampleKernels& kern
 }
 
 // In single precision, as ATen's nearest_neighbor_compute_source_index, area_pixel_compute_source_index and guard_index_and_lambda
-// (aten/src/ATen/native/UpSample.h): which pixel is meant depends on the rounding. Its kernels are compiled with fused multiply-adds.
+// (UpSample.h): which pixel is meant depends on the rounding. Its kernels are compiled with fused multiply-adds.
 Source Upsample::source(int64_t i, float scale, int64_t in, int64_t out) const {
   const auto nearest = [&](float place) {
     const int64_t pixel = std::clamp<int64_t>(int64_t(floorf(place)), 0, in - 1);
@@ -36,7 +36,7 @@ double Upsample::estimate_ns(const View* inputs) const {
   const Map x(inputs[0]);
   const auto grown = [](int64_t size, float scale) { return scale > 0 ? double(size) / double(scale) : 1.0; };
   const double rows = inputs[0].rank == 4 ? grown(x.height, geometry_.height_scale) : 1;
-  return double(x.images * x.channels) * rows * grown(x.width, geometry_.width_scale) / 8;
+  return double(x.images * x.channels) * rows * grown(x.width, geometry_.width_scale) / 10;
 }
 
 void Upsample::run(const View* inputs, const View* outputs, Lease& lease) const {
