@@ -20,7 +20,7 @@ from fastgraph.rewrite.rule import aten, origins
 from fastgraph.same_bits import same_bits
 
 _ATEN = Running("ATen", False, "")
-_VARYING = "its weights vary, or are not fp32 on the CPU"
+_VARYING = "a kernel needs constant fp32 weights on the CPU and a batch axis"
 _CONVOLUTIONS = {
     aten.conv1d: _VARYING,
     aten.conv2d: _VARYING,

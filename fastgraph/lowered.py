@@ -24,18 +24,10 @@ from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.copy.aten import parts
 from fastgraph.kernels.library import Size
 from fastgraph.kernels.lowering import LOWERINGS, BoundAten, Lowering, NotLowered, Operand, Pending, require, size_of
+from fastgraph.strides import eager_strides
 
 aten = torch.ops.aten
 _CAT = aten.cat.default
-# Views in another order, or of a part: eager's results may lie like them.
-_REORDERS = {
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.expand.default,
-}
 
 
 class Lowered(NamedTuple):
@@ -60,55 +52,9 @@ def lower(
         walk = _Walk(graph, ops, constants, inputs)
         if places := _places(graph, walk.sizes):
             walk = _Walk(graph, ops, constants, inputs, places, walk.sizes)
-        return walk.lowered(_strides(graph, ops, constants, inputs))
+        return walk.lowered(eager_strides(graph, ops, constants, inputs, walk.sizes))
     except NotLowered:
         return None
-
-
-def _strides(
-    graph: fx.Graph, ops: Mapping[str, Any], constants: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tensor]
-) -> list[tuple[int, ...]] | None:
-    """Those of eager's results; None where they are contiguous, as all is and nothing is put in another order.
-
-    Else they are asked of ATen, whose functions for the meta device are in Python and slow to import.
-    """
-    maps = [weight for op in ops.values() if isinstance(op, BoundAten) for weight in op.tensors()]
-    given = [*inputs, *constants.values(), *maps]
-    if all(x.is_contiguous() for x in given) and not any(node.target in _REORDERS for node in graph.nodes):
-        return None
-    shown = [torch.empty_strided(x.shape, x.stride(), device="meta") for x in inputs]
-    try:
-        values = _shown(graph, ops, constants, shown)
-    except Exception as error:  # whatever it is, ATen raises it too
-        raise NotLowered("wrong inputs") from error
-    return [values[node].stride() for node in graph.output_node().all_input_nodes]
-
-
-def _shown(graph: fx.Graph, ops: Mapping[str, Any], constants: Mapping[str, Any], inputs: Sequence[Any]) -> Any:
-    """What eager makes of tensors of these sizes and strides, node by node, on the meta device."""
-    values: dict[fx.Node, Any] = {}
-    given = iter(inputs)
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            values[node] = next(given)
-        elif node.op == "get_attr":
-            x = constants[str(node.target)]
-            values[node] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-        elif node.op == "call_module":
-            values[node] = _shown_op(ops[str(node.target)], values[node.args[0]])
-        elif node.op == "call_function":
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-            values[node] = node.target(*args, **kwargs)
-    return values
-
-
-def _shown_op(op: Any, x: torch.Tensor) -> torch.Tensor:
-    if isinstance(op, BoundAten):
-        return op.shown(x)
-    size = op.output_size(torch.empty(x.shape))
-    if size is None:
-        raise NotLowered("the kernel does not take this input")
-    return torch.empty(size, device="meta")
 
 
 class _Walk:
@@ -148,15 +94,14 @@ class _Walk:
             if isinstance(value, torch.Tensor | Pending):
                 self.sizes[node] = size_of(value)
 
-    def lowered(self, strides: list[tuple[int, ...]] | None) -> Lowered:
-        """All of it; strides: of eager's results, None where they are contiguous."""
+    def lowered(self, strides: list[tuple[int, ...]]) -> Lowered:
+        """All of it; strides: of eager's results."""
         results = list(self._graph.output_node().all_input_nodes)
         outputs: list[int] = []
         for node in results:
             outputs.append(self._result(self._ready(node), [*self._slots, *outputs]))
         sizes = [tuple(self.sizes[node]) for node in results]
-        contiguous = [tuple(self._low.slots[slot][1]) for slot in outputs]
-        return Lowered(self._low.slots, self._slots, outputs, self._low.steps, sizes, strides or contiguous)
+        return Lowered(self._low.slots, self._slots, outputs, self._low.steps, sizes, strides)
 
     def _result(self, x: torch.Tensor, taken: list[int]) -> int:
         """The slot of a result: contiguous memory of its own."""

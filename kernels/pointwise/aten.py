@@ -87,7 +87,8 @@ def _fits(parts: Sequence[Expression | torch.Tensor]) -> bool:
 
 def _broadcast(operands: Sequence[Operand]) -> torch.Size:
     try:
-        return torch.broadcast_shapes(*map(size_of, operands))
+        shown = [x.tensor if isinstance(x, Pending) else x for x in operands]
+        return torch.broadcast_tensors(*shown)[0].shape  # broadcast_shapes imports sympy
     except RuntimeError as error:
         raise NotLowered("sizes that do not fit") from error
 

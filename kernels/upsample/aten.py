@@ -11,8 +11,11 @@ aten = torch.ops.aten
 NEAREST, LINEAR = 0, 1  # enum class UpsampleMode in cpu.h
 
 
-def _scale(before: int, after: int, factor: float | None, align_corners: bool) -> float:
-    """Input pixels a pixel of the result, as ATen's area_pixel_compute_scale."""
+def _scale(before: int, after: int, factor: float | None, align_corners: bool, mode: int) -> float:
+    """Input pixels a pixel of the result, as ATen's area_pixel_compute_scale; its nearest pixels take no notice of a
+    factor where there are as many pixels, or twice as many."""
+    if mode == NEAREST and after in (before, 2 * before):
+        return before / after
     if align_corners:
         return (before - 1) / (after - 1) if after > 1 else 0.0
     return 1 / factor if factor is not None and factor > 0 else before / after
@@ -36,7 +39,7 @@ def _upsample(
     else:
         after = list(output_size)
     given = factors or (None, None)
-    scales = [_scale(b, a, f, align_corners) for b, a, f in zip(before, after, given, strict=True)]
+    scales = [_scale(b, a, f, align_corners, mode) for b, a, f in zip(before, after, given, strict=True)]
     result = low.result((*x.shape[:2], *after), channels_last=True)
     return low.step(low.kernels.Upsample(mode, align_corners, *scales), [x], result)
 
