@@ -150,7 +150,7 @@ class Winograd {
   const float* weights(const ConvUnit& unit) const { return layer_.winograd + unit.panel * kPositions * g_.in_channels * kConvLanes; }
 
   void multiply_unit(const Strip& strip, const ConvUnit& unit, const float* next, float* sums) const {
-    const int64_t width = unit.panels * kConvLanes, most = layer_.most_rows(unit.panels), position = g_.in_channels * kConvLanes;
+    const int64_t width = unit.panels * kConvLanes, most = layer_.most_rows(unit.tile_panels()), position = g_.in_channels * kConvLanes;
     const float* const panels = weights(unit);
     ConvTile tile{};
     tile.pixel_stride = depth_;
@@ -172,7 +172,7 @@ class Winograd {
           tile.ahead = tiles < unit.panels ? following + tiles++ * tile.panel_stride : tile.weights;
           tile.out = sums + q * sum_stride(strip.tiles) + row * width;
           tile.base = b > 0 ? tile.out : nullptr;
-          layer_.tile(unit.panels, rows, tile);
+          layer_.tile(unit.tile_panels(), rows, tile);
         });
       }
     }
