@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdlib.h>
 
 #include "../cpu/gemm/tile.h"
 
@@ -104,7 +103,7 @@ void ConvSums::run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit,
     tile.base_stride = is_first ? 0 : width;
     tile.clamps = is_last && epilogue.clamps();
     tile.out_stride = is_last ? y_stride : width;
-    tile.lanes = is_last ? channels - (width - kConvLanes) : kConvLanes;
+    tile.lanes = is_last ? channels - (width - kConvLanes) : unit.sum_lanes();
     const float* const following = is_last ? next : panels + blocks.blocks[b + 1].k * kConvLanes;
     float* so_far = sums;
     int64_t tiles = 0;

@@ -29,6 +29,7 @@ struct ConvUnit {
   bool is_half;                  // the last one of a group, of eight outputs at most
 
   int64_t tile_panels() const { return is_half ? 0 : panels; }
+  int64_t sum_lanes() const { return is_half ? kConvLanes / 2 : kConvLanes; }  // of the last panel
 };
 
 class ConvUnits {

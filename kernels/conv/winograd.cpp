@@ -156,7 +156,7 @@ class Winograd {
     tile.pixel_stride = depth_;
     tile.panel_stride = kPositions * position;
     tile.base_stride = tile.out_stride = width;
-    tile.lanes = kConvLanes;
+    tile.lanes = unit.sum_lanes();
     for (int64_t q = 0; q < kPositions; q++) {
       for (size_t b = 0; b < channels_.blocks.size(); b++) {
         const ConvBlocks::Block& block = channels_.blocks[b];
