@@ -83,13 +83,13 @@ FASTGRAPH_INLINE void conv_products(const ConvTile& t, typename Panel::Vector (&
   }
 }
 
-// Eight lanes without a mask: on AVX2 of Zen 4 such a store takes eighteen cycles with one.
-FASTGRAPH_INLINE void store_lanes(float* to, F16 x, int64_t lanes) {
-  if (lanes == kLanes) return store(to, x);
-  if (lanes != kLanes / 2) return store_first(to, x, lanes);
+// All lanes, the first eight, or fewer by a mask: with one, AVX2 of Zen 4 takes eighteen cycles for eight.
+template <int full>
+FASTGRAPH_INLINE void store_full(float* to, F16 x) {
+  if constexpr (full == kLanes) return store(to, x);
   float all[kLanes];
   store(all, x);
-  memcpy(to, all, sizeof(all) / 2);
+  memcpy(to, all, full * sizeof(float));
 }
 
 // What becomes of the sums; `clamps`: whether there is anything to clamp to; `full`: lanes that the last panel has at most. A branch more
@@ -97,29 +97,27 @@ FASTGRAPH_INLINE void store_lanes(float* to, F16 x, int64_t lanes) {
 template <bool clamps, int full, int R, int V>
 FASTGRAPH_INLINE void conv_epilogue(const ConvTile& t, const F16 (&sum)[R][V]) {
   const F16 low = broadcast(t.low), high = broadcast(t.high);
-  const auto finish = [&](int i, int v, int64_t lanes) __attribute__((always_inline)) {
+  const auto finish = [&](int i, int v, const auto& load_residual, const auto& put) __attribute__((always_inline)) {
     F16 total = sum[i][v];
     if (t.base) total = add(load(t.base + i * t.base_stride + v * kLanes), total);
-    if (t.residual) {
-      const float* from = t.residual + i * t.residual_stride + v * kLanes;
-      total = add(total, lanes == kLanes ? load(from) : load_first(from, lanes));
-    }
+    if (t.residual) total = add(total, load_residual(t.residual + i * t.residual_stride + v * kLanes));
     if constexpr (clamps) total = clamp(total, low, high);
-    float* const to = t.out + i * t.out_stride + v * kLanes;
-    if (lanes == full && full < kLanes) store_lanes(to, total, full);
-    else if (lanes == kLanes) store(to, total);
-    else store_first(to, total, lanes);
+    put(t.out + i * t.out_stride + v * kLanes, total);
   };
+  const auto all = [](const float* from) __attribute__((always_inline)) { return load(from); };
+  const auto put_all = [](float* to, F16 x) __attribute__((always_inline)) { store(to, x); };
+  const auto some = [&](const float* from) __attribute__((always_inline)) { return load_first(from, t.lanes); };
 #pragma GCC unroll 16
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v + 1 < V; v++) finish(i, v, kLanes);
+    for (int v = 0; v + 1 < V; v++) finish(i, v, all, put_all);
   if (t.lanes == full) {
+    const auto full_residual = [](const float* from) __attribute__((always_inline)) { return full == kLanes ? load(from) : load_first(from, full); };
 #pragma GCC unroll 16
-    for (int i = 0; i < R; i++) finish(i, V - 1, full);
+    for (int i = 0; i < R; i++) finish(i, V - 1, full_residual, [](float* to, F16 x) __attribute__((always_inline)) { store_full<full>(to, x); });
   } else {
 #pragma GCC unroll 16
-    for (int i = 0; i < R; i++) finish(i, V - 1, t.lanes);
+    for (int i = 0; i < R; i++) finish(i, V - 1, some, [&](float* to, F16 x) __attribute__((always_inline)) { store_first(to, x, t.lanes); });
   }
 }
 
