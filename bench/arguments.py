@@ -6,19 +6,30 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import NoReturn
 
 from fastgraph.bench.backends import BACKENDS, DTYPES
 from fastgraph.bench.ceilings.roofline import GPUS
 from fastgraph.bench.plan import MODES
+from fastgraph.bench.zoo.table import ZOO
 from fastgraph.export.user_model import number, numbers, shape
 
+ZOO_BACKENDS = ("eager", "compile-frozen", "onnxruntime", "openvino", "fastgraph")
 ALL = "all"  # the backends, at every batch size
 DEVICES = ("auto", "cpu", "cuda")
 UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 
 EPILOG = f"""\
-backends, for --backends: {", ".join(BACKENDS)};
+models, for --model: "zoo" are {len(ZOO)} networks as people bring them, with random weights; some of them by name:
+zoo:resnet18,dlrm. They are
+{fill(", ".join(ZOO), 116)};
+"torchvision:resnet34" and "timm:resnet34" any classifiers there, several as torchvision:resnet34,swin_t;
+"package.module:callable" your own, with --input-shape.
+by default the zoo and the libraries are measured with {", ".join(ZOO_BACKENDS)},
+at large images batch 1 alone.
+backends, for --backends:
+{fill(", ".join(BACKENDS), 116)};
 by default each is measured everywhere but compile-max, which compiles for the first batch size of a model alone;
 "{ALL}" measures it at every one, a minute more.
 modes: "rounds" compares all backends in interleaved rounds; the others are MLPerf's scenarios in small.
@@ -51,8 +62,8 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = options.add_argument
-    add("--model", default="all", help="deep, net, all, or module:callable of your own (default: all)")
-    add("--input-shape", type=shape, metavar="N,..", help="of your own model's input, the batch first")
+    add("--model", default="all", help="deep, net, all (default), zoo, or one of your own or of a library: see below")
+    add("--input-shape", type=shape, metavar="N,..", help="of your own or a library's model, the batch first")
     add("--batches", type=numbers, metavar="N,M", help="batch sizes (default: some for each model)")
     add("--device", choices=DEVICES, default="auto", help="auto: the CPU, and CUDA where it is there (default)")
     add("--dtype", type=among(tuple(DTYPES)), default=["fp32"], metavar="A,B", help="fp32, bf16 (default: fp32)")

@@ -20,8 +20,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "ta
 class Built:
     """A model and its input.
 
-    ``x`` is ``[B, ...]`` float32. ``held_out`` holds the held-out digits ``[N, 784]`` and their classes ``[N]`` where
-    the model is a classifier of digits.
+    ``x`` is ``[B, ...]`` float32, or int64 for a model of ids. ``held_out`` holds the held-out digits ``[N, 784]`` and
+    their classes ``[N]`` where the model is a classifier of digits.
     """
 
     model: nn.Module
@@ -48,6 +48,11 @@ class Case:
     def build(self) -> Built:
         """The model and the input, on the CPU in float32."""
         return self.builder(self.batch)
+
+
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The input in a floating dtype; ids stay what they are."""
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 def deep(batches: Sequence[int]) -> list[Case]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgraph.bench.backends import Setting
-from fastgraph.bench.cases import Built
+from fastgraph.bench.cases import Built, in_dtype
 from fastgraph.verify import error, tolerance
 
 VALUES_AT_ONCE = 2**20  # of input, in the float64 reference: one photograph, or 1,337 digits
@@ -71,6 +71,6 @@ def accuracy(call: Callable[[Tensor], Tensor], held_out: tuple[Tensor, Tensor] |
 
 def _in_parts(model: nn.Module, x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     """The model's output in ``dtype``, ``rows`` samples at a time."""
-    model = model if dtype == x.dtype else copy.deepcopy(model).to(dtype)
+    model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
     with torch.inference_mode():
-        return torch.cat([model(part.to(dtype)) for part in x.split(rows)])
+        return torch.cat([model(in_dtype(part, dtype)) for part in x.split(rows)])

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from fastgraph.bench import arguments, cases
-from fastgraph.bench.arguments import ALL
+from fastgraph.bench.arguments import ALL, ZOO_BACKENDS
 from fastgraph.bench.backends import BACKENDS, OURS_NAME, Setting
 from fastgraph.bench.cases import Case
 from fastgraph.bench.machine import machine, machine_lines
@@ -31,6 +31,8 @@ from fastgraph.bench.report.terminal import comparison_table, device_table, mode
 from fastgraph.bench.runs import Run, installed, measure
 from fastgraph.bench.timing import CALLS_FOR_P99
 from fastgraph.bench.user_model import UsageError, user_cases
+from fastgraph.bench.zoo.cases import is_zoo, zoo_cases
+from fastgraph.bench.zoo.entry import Entry
 from fastgraph.data import digits, photograph
 from fastgraph.export.user_model import asked_for
 
@@ -100,6 +102,8 @@ def main(argv: Sequence[str]) -> int:
 def chosen_cases(given: argparse.Namespace) -> list[Case]:
     """The cases that the arguments ask for."""
     batches = QUICK_BATCHES if given.quick or given.processes > 1 else MODE_BATCHES.get(given.mode, BATCHES)
+    if is_zoo(given.model):
+        return zoo_cases(given.model, lambda entry: given.batches or zoo_batches(given, entry), given.input_shape)
     builders = {"deep": cases.deep, "net": cases.net}
     if given.model in (*builders, "all"):
         if given.input_shape is not None:
@@ -111,11 +115,18 @@ def chosen_cases(given: argparse.Namespace) -> list[Case]:
     return user_cases(*asked_for(given.model, given.input_shape), given.batches or batches["deep"])
 
 
+def zoo_batches(given: argparse.Namespace, entry: Entry) -> Sequence[int]:
+    """The batch sizes of a network in the mode."""
+    if given.mode == "offline":
+        return [entry.offline]
+    return [1] if given.quick or given.processes > 1 or given.mode != "rounds" else entry.batches
+
+
 def chosen_backends(given: argparse.Namespace) -> list[str]:
     """The backends' option names."""
     if given.backends is not None:
         return list(BACKENDS) if ALL in given.backends else given.backends
-    return list(QUICK_BACKENDS if given.quick else BACKENDS)
+    return list(QUICK_BACKENDS if given.quick else ZOO_BACKENDS if is_zoo(given.model) else BACKENDS)
 
 
 def chosen_left_out(given: argparse.Namespace, chosen: Sequence[Case]) -> dict[str, dict[str, str]]:

@@ -21,7 +21,8 @@ class Row:
     Times are in seconds. ``reason`` says why there is no timing; ``where`` names the device and the provider or
     instruction set that really ran. ``prepare_s`` is None where an earlier batch size's preparation serves.
     ``peak_bytes`` is by how much the process had grown at most while it was timed. ``samples_per_s`` is None where
-    calls are not made as fast as possible. ``ratio_to_peer``: to the fastest that is not ours.
+    calls are not made as fast as possible. ``ratio_to_peer``: to the fastest that is not ours. ``fused``: share of the
+    FLOPs, 0..1, in fused kernels of ours, where the backend tells.
     """
 
     backend: str
@@ -41,6 +42,7 @@ class Row:
     ratio_to_peer: Ratio | None = None
     usage: Usage | None = None
     limit: Limit | None = None
+    fused: float | None = None
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ class Session:
                 other.ask("prepare", case, limit_s=PREPARE_LIMIT_S)
             ready: Ready = worker.ask("prepare", case, limit_s=PREPARE_LIMIT_S)
             row = replace(row, where=ready.where, prepare_s=ready.prepare_s, first_call_s=ready.first_call_s)
+            row = replace(row, fused=ready.fused)
             output = torch.from_numpy(ready.output)
             reason = complaint(output, ready.dtype, truth, self.setting)
             if output.shape == truth.output.shape:

@@ -1,7 +1,7 @@
 """What became of each node of the eager graph, as a table."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -14,18 +14,20 @@ from fastgraph.aliases import is_mutation, nested_graphs
 from fastgraph.captured import Captured, sizes
 from fastgraph.constants import constant_nodes
 from fastgraph.kernels.library import Op, Running
+from fastgraph.kernels.native import cpu_capability
 from fastgraph.rewrite import Rewritten
 from fastgraph.rewrite.rule import aten, origins
 from fastgraph.same_bits import same_bits
 
 _ATEN = Running("ATen", False, "")
+_VARYING = "its weights vary, or are not fp32 on the CPU"
 _CONVOLUTIONS = {
-    aten.conv1d: "no kernel for a convolution over one axis",
-    aten.conv2d: "not conv_pool: there is no max-pool behind it",
+    aten.conv1d: _VARYING,
+    aten.conv2d: _VARYING,
     aten.conv3d: "no kernel for a convolution over three axes",
-    aten.conv_transpose1d: "no kernel for a transposed convolution",
-    aten.conv_transpose2d: "no kernel for a transposed convolution",
-    aten.conv_transpose3d: "no kernel for a transposed convolution",
+    aten.conv_transpose1d: "no kernel for a transposed convolution over one axis",
+    aten.conv_transpose2d: "no kernel for a transposed convolution whose kernel is not as large as its stride",
+    aten.conv_transpose3d: "no kernel for a transposed convolution over three axes",
 }
 
 
@@ -57,11 +59,16 @@ class Explanation:
         return len(self.rows)
 
     @property
+    def fused_share(self) -> float | None:
+        """Share of the FLOPs that are in fused kernels, 0..1; None where there are none."""
+        total = sum(row.flops for row in self.rows)
+        return sum(row.flops for row in self.rows if row.is_fused) / total if total else None
+
+    @property
     def summary(self) -> str:
         """The first line: how much of the work is in fused kernels."""
         fused, aten = [r for r in self.rows if r.is_fused], [r for r in self.rows if r.kernel == "ATen"]
-        total = sum(row.flops for row in self.rows)
-        share = f"{100 * sum(row.flops for row in fused) / total:.0f} %" if total else "none"
+        share = "none" if self.fused_share is None else f"{100 * self.fused_share:.0f} %"
         return (
             f"{share} of the FLOPs are in fused kernels: {len(fused)} of {len(self.rows)} operators; "
             f"{len(aten)} stay in ATen"
@@ -85,16 +92,25 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(captured: Captured, rewritten: Rewritten, notes: list[str]) -> Explanation:
-    """The table for a captured graph and what it was rewritten to."""
-    return Explanation(_rows(captured.graph, rewritten, ""), [*notes[:1], same_bits(rewritten), *notes[1:]])
+def explain(
+    captured: Captured, rewritten: Rewritten, notes: list[str], planned: Mapping[str, str] | None = None
+) -> Explanation:
+    """The table for a captured graph and what it was rewritten to.
+
+    planned: names of its nodes that are ATen's operators and run in native plans, with the kernels' names.
+    """
+    rows = _rows(captured.graph, rewritten, "", planned or {})
+    return Explanation(rows, [*notes[:1], same_bits(rewritten, planned or {}), *notes[1:]])
 
 
-def _rows(graph: fx.Graph, rewritten: Rewritten, prefix: str) -> list[Row]:
+def _rows(graph: fx.Graph, rewritten: Rewritten, prefix: str, planned: Mapping[str, str]) -> list[Row]:
     """The rows of a graph and of those nested in it."""
     becomes = {name: node for node in rewritten.graph.nodes for name in origins([node])}
     fused = {node: op for node in rewritten.graph.nodes if (op := Op.of(node.target)) is not None}
     running = {node: op.running(*fx.map_arg(node.args, lambda n: n.meta["val"])) for node, op in fused.items()}
+    for node in rewritten.graph.nodes:
+        if node.name in planned:
+            running[node] = Running(f"{planned[node.name]} ({cpu_capability()})", True, "")
     constants = constant_nodes(rewritten.graph)
     refusals: dict[str, list[str]] = {}
     for refusal in rewritten.refusals:
@@ -134,7 +150,7 @@ def _nested_rows(node: fx.Node, rewritten: Rewritten, prefix: str) -> list[Row]:
             continue
         within = f"{prefix}{name}."
         if name in rewritten.nested:
-            rows += _rows(inner.graph, rewritten.nested[name], within)
+            rows += _rows(inner.graph, rewritten.nested[name], within, {})
             continue
         reason = f"inside {node.target}, which is left as it is"
         inside = [n for n in inner.graph.nodes if n.op == "call_function"]

@@ -183,7 +183,8 @@ class OptimizedModule(nn.Module):
             engine = f"engine: {self.engine}{mode}; measured choices: {choices.path()}"
         else:
             engine = f"engine: {self.engine}; CPU kernels: {cpu_capability()}"
-        return explain(first.captured, first.rewritten, [engine, *_notes(first, others), *self.notes])
+        notes = [engine, *_notes(first, others), *self.notes]
+        return explain(first.captured, first.rewritten, notes, first.planned())
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._original._save_to_state_dict(*args, **kwargs)

@@ -1,61 +1,95 @@
-"""Stretches of a program that run as one native plan: fused ops, and what only shows their results in another shape.
+"""Stretches of a program that run as one native plan: fused ops, ATen's operators that have kernels, and views.
 
 `kernels/runtime/plan.h` is the other half. A stretch ends before an operator of torch that reads one of its results,
-and before one that writes into a tensor. Between its kernels nothing is a tensor of torch; its results are.
+and before one that writes into a tensor. Between its kernels nothing is a tensor of torch; its results are. For each
+shape of its inputs it is lowered once, which decides how values lie and which kernels there are (`fastgraph.lowered`).
 """
 
 import operator
 from collections.abc import Collection, Mapping
 from functools import partial
-from math import prod
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import fx
 
-from fastgraph.aliases import is_mutation
+from fastgraph.aliases import is_mutation, tensors
 from fastgraph.gradients import compiled
 from fastgraph.kernels import native
-from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.library import Size
+from fastgraph.kernels.lowering import LOWERINGS
+from fastgraph.lowered import Lowered, lower
 
 aten = torch.ops.aten
 
-# Of a contiguous tensor they are its values as they lie.
+# The same values, in another shape or order.
 VIEWS = {
     aten.view.default,
     aten._unsafe_view.default,
     aten.reshape.default,
     aten.flatten.using_ints,
+    aten.unflatten.int,
     aten.squeeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
     aten.unsqueeze.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.expand.default,
+    aten.contiguous.default,
 }
 SIZES = {aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv}
 
+_MAX_FORMS = 4096  # of inputs, that are remembered
 _MOST = 8  # inputs, and results, of a stretch: kMaxViews in kernels/runtime/guard.cpp
 
 
-def with_plans(program: fx.Graph, fused: Collection[str]) -> tuple[fx.Graph, dict[str, fx.Graph]]:
-    """The program with a call of "plan_<i>" for each stretch of two kernels or more, and their graphs by these names.
+def with_plans(
+    program: fx.Graph, bound: Mapping[str, bool], constants: Collection[str]
+) -> tuple[fx.Graph, dict[str, fx.Graph]]:
+    """The program with a call of "plan_<i>" for each stretch that is worth one, and their graphs by these names.
 
-    fused: the names that its call_module nodes with fused ops have.
+    bound: the names that call_module nodes have; True for those that alone make a stretch worth a plan (a convolution
+    lies otherwise than ATen's). constants: those of get_attr nodes whose tensors stay what they are.
     """
-    grouping = _Grouping(fused)
+    grouping = _Grouping(bound, constants)
     for node in program.nodes:
         grouping.add(node)
     grouping.program.eliminate_dead_code(lambda node: node.target not in SIZES)  # those read within stretches only
     return grouping.program, grouping.stretches
 
 
+def is_lowered(node: fx.Node) -> bool:
+    """Whether the node calls one of ATen's operators that have kernels in a plan, on fp32 tensors of the CPU."""
+    if node.op != "call_function" or node.target not in LOWERINGS:
+        return False
+    return all(is_fp32(n) for n in (node, *node.all_input_nodes)) and all(
+        is_size(n) for n in node.all_input_nodes if not tensors(n.meta.get("val"))
+    )
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether it is a number that is computed from sizes of tensors."""
+    if node.op != "call_function" or node.target not in SIZES:
+        return False
+    return node.target is aten.sym_size.int or all(map(is_size, node.all_input_nodes))
+
+
+def is_fp32(node: fx.Node) -> bool:
+    """True too for numbers. What a file says of a tensor is on no device."""
+    return all(t.dtype is torch.float32 and t.device.type in ("cpu", "meta") for t in tensors(node.meta.get("val")))
+
+
 class _Grouping:
     """Copies a program node by node; the stretch that is being gathered comes behind what does not depend on it."""
 
-    def __init__(self, fused: Collection[str]) -> None:
+    def __init__(self, bound: Mapping[str, bool], constants: Collection[str]) -> None:
         self.program, self.stretches = fx.Graph(), dict[str, fx.Graph]()
-        self._fused = fused
+        self._bound, self._constants = bound, constants
         self._mapping: dict[fx.Node, fx.Node] = {}
         self._members: dict[fx.Node, None] = {}
 
@@ -67,23 +101,20 @@ class _Grouping:
             self._close()
         self._copy(node)
 
-    def _is_fused(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and node.target in self._fused
+    def _is_bound(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and node.target in self._bound
+
+    def _is_computed(self, node: fx.Node) -> bool:
+        return self._is_bound(node) or is_lowered(node)
 
     def _is_member(self, node: fx.Node) -> bool:
-        if self._is_fused(node):
+        if self._is_computed(node):
             return True
         if node.op != "call_function" or self._members.keys().isdisjoint(node.all_input_nodes):
             return False
         if node.target in VIEWS:
-            return node.args[0] in self._members and all(map(self._is_size, node.all_input_nodes[1:]))
-        return self._is_size(node)
-
-    def _is_size(self, node: fx.Node) -> bool:
-        """A number that is computed from sizes of tensors."""
-        if node.op != "call_function" or node.target not in SIZES:
-            return False
-        return node.target is aten.sym_size.int or all(map(self._is_size, node.all_input_nodes))
+            return node.args[0] in self._members and all(map(is_size, node.all_input_nodes[1:]))
+        return is_size(node)
 
     def _copy(self, node: fx.Node) -> None:
         self._mapping[node] = self.program.node_copy(node, lambda n: self._mapping[n])
@@ -93,13 +124,12 @@ class _Grouping:
         members = self._members
         outside = {m for m in members if not members.keys() >= m.users.keys()}
         for node in reversed(members):
-            if node in outside and not self._is_fused(node):
+            if node in outside and not self._is_computed(node):
                 outside.update(n for n in node.all_input_nodes if n in members)
-        results = [node for node in members if node in outside and self._is_fused(node)]
-        inner = _Inner(members)
+        results = [node for node in members if node in outside and self._is_computed(node)]
+        inner = _Inner(members, self._constants)
         inner.graph.output(tuple(inner.mapping[node] for node in results))
-        is_worth = sum(map(self._is_fused, members)) > 1 and max(len(inner.inputs), len(results)) <= _MOST
-        if not is_worth:
+        if not self._is_worth(members) or max(len(inner.inputs), len(results)) > _MOST or not inner.inputs:
             for node in members:
                 self._copy(node)
         else:
@@ -110,17 +140,24 @@ class _Grouping:
                 one = len(results) == 1
                 self._mapping[node] = call if one else self.program.call_function(operator.getitem, (call, i))
             for node in members:
-                if node in outside and not self._is_fused(node):
+                if node in outside and not self._is_computed(node):
                     self._copy(node)
         self._members = {}
+
+    def _is_worth(self, members: Collection[fx.Node]) -> bool:
+        bound = [node for node in members if self._is_bound(node)]
+        return any(self._bound[str(node.target)] for node in bound) or (
+            len(bound) > 0 and sum(map(self._is_computed, members)) > 1
+        )
 
 
 class _Inner:
     """A stretch as a graph of its own: inputs are tensors, and sizes are read of them anew."""
 
-    def __init__(self, members: Collection[fx.Node]) -> None:
+    def __init__(self, members: Collection[fx.Node], constants: Collection[str]) -> None:
         self.graph, self.inputs = fx.Graph(), list[fx.Node]()
         self.mapping: dict[fx.Node, fx.Node] = {}
+        self._constants = constants
         self._begin = self.graph.create_node("placeholder", "begin")
         for node in members:
             self.mapping[node] = self.graph.node_copy(node, partial(self._translate, node))
@@ -128,9 +165,10 @@ class _Inner:
 
     def _translate(self, user: fx.Node, node: fx.Node) -> fx.Node:
         if node not in self.mapping:
-            is_size = user.target in SIZES and user.target is not aten.sym_size.int
-            if is_size or (user.target in VIEWS and node is not user.args[0]):
+            if is_size(node):
                 self.mapping[node] = self.graph.node_copy(node, partial(self._translate, node))
+            elif node.op == "get_attr" and node.target in self._constants:
+                self.mapping[node] = self.graph.node_copy(node)
             else:
                 self.inputs.append(node)
                 with self.graph.inserting_before(self._begin):
@@ -139,51 +177,67 @@ class _Inner:
 
 
 class Plan:
-    """A stretch for one state of the parameters, as a function of its inputs. `ops`: its fused ops by their names.
+    """A stretch for one state of the parameters, as a function of its inputs. `ops`: its fused ops and ATen's operators
+    with constant weights by their names; `constants`: other tensors that it reads.
 
-    kernel: its `run(inputs, outputs, threads)` computes all of it; None where one of the ops has no kernel.
+    kernel: its `run(inputs, outputs, threads)` computes all of it for inputs that were admitted; None without kernels.
     """
 
-    def __init__(self, graph: fx.Graph, ops: Mapping[str, Bound]) -> None:
-        self._graph, self._ops = graph, ops
-        self._inputs = list(graph.find_nodes(op="placeholder"))
-        self._results: list[fx.Node] = list(graph.output_node().all_input_nodes)
-        tensors = [n for n in graph.nodes if n.op in ("placeholder", "call_module") or n.target in VIEWS]
-        self._slots = {node: slot for slot, node in enumerate(tensors)}
-        self.kernel = self._native()
-        self._general = partial(compiled(graph), SimpleNamespace(**ops))
+    def __init__(self, graph: fx.Graph, ops: Mapping[str, Any], constants: Mapping[str, torch.Tensor]) -> None:
+        self._graph, self._ops, self._constants = graph, ops, constants
+        module = native.kernels()
+        used = [ops[str(node.target)] for node in graph.find_nodes(op="call_module")]
+        is_native = module is not None and all(op.kernel is not None for op in used)
+        self.kernel = module.Plan(len(graph.find_nodes(op="placeholder"))) if is_native and module else None
+        self._general = partial(compiled(graph), SimpleNamespace(**constants, **ops))
+        self._forms: dict[Any, Lowered | None] = {}
 
-    def _native(self) -> Any:
-        module, slots = native.kernels(), self._slots
-        steps = [(self._ops[n.target].kernel, [slots[n.args[0]]], [slots[n]]) for n in slots if n.op == "call_module"]
-        if module is None or any(kernel is None for kernel, _, _ in steps):
-            return None
-        memory: list[int] = []
-        for node in slots:
-            memory.append(memory[slots[node.args[0]]] if node.op == "call_function" else len(memory))
-        inputs, results = ([slots[node] for node in nodes] for nodes in (self._inputs, self._results))
-        return module.Plan(len(slots), inputs, results, steps, memory)
+    @property
+    def is_native(self) -> bool:
+        """Whether kernels compute it, as far as is known: of some inputs so far, or of none yet."""
+        return self.kernel is not None and (not self._forms or any(f is not None for f in self._forms.values()))
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
-        """Kernel by kernel: the tensor, or a tuple of several."""
-        results = self._general(*inputs)
+        """The tensor, or a tuple of several."""
+        lowered = self._lowered(inputs)
+        if lowered is None:
+            results = self._general(*inputs)  # node by node
+        else:
+            given = [x.contiguous() for x in inputs]
+            results = [given[0].new_empty(size) for size in lowered.sizes]
+            assert self.kernel is not None
+            self.kernel.run(given, results, torch.get_num_threads())
+            results = tuple(map(_with_strides, results, lowered.strides))
         return results[0] if len(results) == 1 else results
 
     def result_sizes(self, *inputs: torch.Tensor) -> list[Size] | None:
         """Sizes of the results where the kernel takes these inputs, and others like them from now on; else None."""
-        if self.kernel is None:
+        lowered = self._lowered(inputs)
+        if lowered is None or not all(x.is_contiguous() for x in inputs):
             return None
-        values: dict[fx.Node, Any] = dict(zip(self._inputs, inputs, strict=True))
-        for node in self._graph.nodes:
-            if node.op == "call_module":
-                size = self._ops[str(node.target)].output_size(values[node.args[0]])
-                if size is None:
-                    return None
-                values[node] = torch.empty(size, dtype=torch.float32)
-            elif node.op == "call_function":
-                values[node] = node.target(*fx.map_arg(node.args, lambda n: values[n]), **node.kwargs)
-        sizes = [tuple(values[node].shape) for node in self._slots]
-        if not all(map(prod, sizes)):
-            return None  # nothing to compute: kernels need not know such sizes
-        self.kernel.admit([list(size) for size in sizes])
-        return [tuple(values[node].shape) for node in self._results]
+        contiguous = (torch.empty(size, device="meta").stride() for size in lowered.sizes)
+        return lowered.sizes if all(map(_are_alike, lowered.sizes, lowered.strides, contiguous)) else None
+
+    def _lowered(self, inputs: tuple[torch.Tensor, ...]) -> Lowered | None:
+        if self.kernel is None or not all(native.is_plain(x, torch.float32) for x in inputs):
+            return None
+        form = tuple((x.shape, x.stride()) for x in inputs)
+        if form not in self._forms:
+            lowered = lower(self._graph, self._ops, self._constants, inputs)
+            if lowered is not None:
+                self.kernel.admit(lowered.slots, lowered.inputs, lowered.outputs, lowered.steps)
+            if len(self._forms) < _MAX_FORMS:
+                self._forms[form] = lowered
+            return lowered
+        return self._forms[form]
+
+
+def _are_alike(size: Size, strides: tuple[int, ...], others: tuple[int, ...]) -> bool:
+    """Whether values lie alike: strides along axes of one value say nothing."""
+    return all(n == 1 or a == b for n, a, b in zip(size, strides, others, strict=True))
+
+
+def _with_strides(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    if _are_alike(x.shape, x.stride(), strides):
+        return x
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)

@@ -21,8 +21,9 @@ from fastgraph.gradients import GradientProgram, compiled
 from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.fast_path import fast_path, guard
 from fastgraph.kernels.library import Op
+from fastgraph.kernels.lowering import BOUND, LOWERINGS
 from fastgraph.kernels.weights import Snapshot
-from fastgraph.plan import Plan, with_plans
+from fastgraph.plan import Plan, is_fp32, with_plans
 
 
 def with_fast_path(op: Bound | Plan) -> Callable[..., Any]:
@@ -54,6 +55,7 @@ class State:
     snapshot: Snapshot
     values: SimpleNamespace  # constants and fused ops under the names that the program uses
     computed: dict[fx.Node, torch.Tensor]  # constants that are no parameters
+    plans: dict[str, Plan]
     # A call of the module in one step, where there can be one: its result, or None for the general way.
     fast_path: Callable[..., Any] | None = None
     admit: Callable[..., None] = lambda *inputs: None  # lets inputs like these take the fast path from now on
@@ -92,7 +94,11 @@ class Program:
         self._watched += [slot for node, slot in watched.items() if node in unversioned]
         self._names: dict[fx.Node, str] = {}
         self._fused: dict[str, tuple[Op, fx.Node]] = {}
-        self.graph, self._stretches = with_plans(self._without_constants(pack), self._fused)
+        self._bound: dict[str, fx.Node] = {}  # ATen's operators that have kernels in plans, with constant weights
+        program = self._without_constants(pack)
+        fixed = {name for node, name in self._names.items() if node in self._constants}
+        bound = dict.fromkeys(self._fused, False) | {name: name.startswith("conv_") for name in self._bound}
+        self.graph, self._stretches = with_plans(program, bound, fixed)
         self._out_spec = out_spec
         self._forward = compiled(self.graph)
         self._lock = threading.Lock()
@@ -128,11 +134,16 @@ class Program:
         fold([node for node in self._rewritten.nodes if node in self._constants], values)
         named = {name: values[node] for node, name in self._names.items()}
         ops = {name: Bound(op, *fold(node.args[1:], values)) for name, (op, node) in self._fused.items()}
-        calls = ops | {name: Plan(graph, ops) for name, graph in self._stretches.items()}
-        fused = {name: with_fast_path(call) for name, call in calls.items()}
+        aten = {
+            name: BOUND[n.target](n.target, *fold(n.args[1:], values), **fold(n.kwargs, values))
+            for name, n in self._bound.items()
+        }
+        plans = {name: Plan(graph, ops | aten, named) for name, graph in self._stretches.items()}
+        calls: dict[str, Any] = ops | plans
+        fused = aten | {name: with_fast_path(call) for name, call in calls.items()}
         computed = {node: value for node, value in values.items() if node.op == "call_function"}
-        state = State(snapshot, SimpleNamespace(**named, **fused), computed)
-        if (name := self._only_call()) is not None:
+        state = State(snapshot, SimpleNamespace(**named, **fused), computed, plans)
+        if (name := self._only_call()) in calls:
             self._open_kernel(state, calls[name])
         elif self._out_spec is not None and self._returns_tensors():
             self._open_program(state, self._out_spec)
@@ -173,6 +184,23 @@ class Program:
         """Names in `State.values` of what is computed from parameters and buffers, rather than one of them."""
         return [name for node, name in self._names.items() if node.op == "call_function"]
 
+    def planned(self) -> dict[str, str]:
+        """Names of the rewritten graph's nodes that native plans compute, with the kernels' names."""
+        found: dict[str, str] = {}
+        state = self._state
+        for name, graph in self._stretches.items():
+            if state is None or state.plans[name].is_native:
+                nodes = [node for node in graph.nodes if "of" in node.meta]
+                found |= {node.meta["of"]: kernel for node in nodes if (kernel := self._kernel(node)) is not None}
+        return found
+
+    def _kernel(self, node: fx.Node) -> str | None:
+        if node.op == "call_module":
+            bound = self._bound.get(str(node.target))
+            return None if bound is None else BOUND[bound.target].name
+        lowering = LOWERINGS.get(node.target) if node.op == "call_function" else None
+        return None if lowering is None else lowering.__module__.split(".")[-2]
+
     def _without_constants(self, pack: bool) -> fx.Graph:
         """The graph with constants as attributes, and fused ops with constant weights as functions of one tensor."""
         program = fx.Graph()
@@ -182,6 +210,7 @@ class Program:
             if node not in mapping:  # a constant, or a tensor that the graph writes to
                 self._names[node] = f"constant_{len(self._names)}"
                 mapping[node] = program.create_node("get_attr", self._names[node])
+                mapping[node].meta = node.meta
             return mapping[node]
 
         for node in self._rewritten.nodes:
@@ -192,8 +221,15 @@ class Program:
                 name = f"{op.name}_{len(self._fused)}"
                 self._fused[name] = op, node
                 mapping[node] = program.create_node("call_module", name, (translate(node.args[0]),))
+                mapping[node].meta = {**node.meta, "of": node.name}
+            elif pack and node.target in BOUND and self._has_constant_weights(node) and is_fp32(node):
+                name = f"{BOUND[node.target].name}_{len(self._bound)}"
+                self._bound[name] = node
+                mapping[node] = program.create_node("call_module", name, (translate(node.args[0]),))
+                mapping[node].meta = {**node.meta, "of": node.name}
             else:
                 mapping[node] = program.node_copy(node, translate)
+                mapping[node].meta["of"] = node.name
         return program
 
     def _has_constant_weights(self, node: fx.Node) -> bool:

@@ -1,6 +1,7 @@
 """Whether a row's bits depend on anything but the row and the weights, and on which operators that hangs."""
 
 import operator
+from collections.abc import Collection
 
 import torch
 from torch import fx
@@ -30,19 +31,20 @@ _EXACT = {getattr(aten, name) for name in _EXACT_NAMES.split()}
 _EXACT_UNSCALED = (aten.add, aten.add_, aten.sub, aten.sub_)  # a + alpha b is one rounding or two
 
 
-def same_bits(rewritten: Rewritten) -> str:
-    """A line for `explain()`."""
-    operators = obstacles(rewritten)
+def same_bits(rewritten: Rewritten, planned: Collection[str] = ()) -> str:
+    """A line for `explain()`. `planned`: names of nodes that our kernels compute, in one order."""
+    operators = obstacles(rewritten, planned)
     if not operators:
         return "same bits: yes; a row's do not depend on the batch, the number of threads, or the instruction set"
     counts = ", ".join(f"{name} ({operators.count(name)})" for name in dict.fromkeys(operators))
     return f"same bits: not promised, since a row's may depend on the batch, threads or instruction set in {counts}"
 
 
-def obstacles(rewritten: Rewritten) -> list[str]:
+def obstacles(rewritten: Rewritten, planned: Collection[str] = ()) -> list[str]:
     """Names of the operators, one for each node, whose bits may depend on more than a row and the weights."""
     constants = constant_nodes(rewritten.graph)
-    own = [n for n in rewritten.graph.nodes if n.op == "call_function" and n not in constants and not _is_exact(n)]
+    free = [n for n in rewritten.graph.nodes if n.op == "call_function" and n not in constants]
+    own = [n for n in free if n.name not in planned and not _is_exact(n)]
     inner = [name for nested in rewritten.nested.values() for name in obstacles(nested)]
     return [str(n.target).removesuffix(".default") for n in own if n.target not in _nesting(rewritten)] + inner
 

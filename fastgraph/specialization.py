@@ -50,6 +50,10 @@ class Specialization:
         """What runs in calls without gradients."""
         return self._rewritten.get()
 
+    def planned(self) -> dict[str, str]:
+        """Names of `rewritten`'s nodes that native plans compute, with the kernels' names."""
+        return self._program.planned() if self.engine == "direct" and not self.on_cuda else {}
+
     def ready(self) -> None:
         """Sees to it that `rewritten` is made. A trace of torch.compile calls it as it is, and does not look inside."""
         self.rewritten  # noqa: B018

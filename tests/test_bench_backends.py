@@ -13,6 +13,7 @@ from fastgraph.bench.check import complaint, reference
 WHERE = {
     "eager": "cpu",
     "compile": "cpu, inductor",
+    "compile-frozen": "cpu, inductor, frozen",
     "compile-max": "cpu, inductor, frozen",
     "aotinductor": "cpu, inductor ahead of time",
     "onnxruntime": "CPUExecutionProvider",
@@ -61,8 +62,8 @@ def test_backend_is_right_and_says_where_it_ran(name: str, built: Built) -> None
 
 def test_names_are_stable() -> None:
     assert list(BACKENDS) == [
-        "eager", "compile", "compile-max", "aotinductor", "onnxruntime", "onnxruntime-ours", "openvino",
-        "fastgraph", "fastgraph-inductor", "fastgraph-compile",
+        "eager", "compile", "compile-frozen", "compile-max", "aotinductor", "onnxruntime", "onnxruntime-ours",
+        "openvino", "fastgraph", "fastgraph-inductor", "fastgraph-compile",
     ]  # fmt: skip
     assert (BACKENDS[BASELINE].name, BACKENDS[OURS].name) == ("eager", "fastgraph")
     assert len({one.name for one in BACKENDS.values()}) == len(BACKENDS)
@@ -81,6 +82,7 @@ def test_fastgraph_in_bf16_gives_what_was_given(built: Built) -> None:
     ("name", "options", "freezing"),
     [
         ("compile", {}, False),
+        ("compile-frozen", {}, True),
         ("compile-max", {"mode": "max-autotune"}, True),
         ("fastgraph-compile", {"backend": "fastgraph"}, False),
     ],

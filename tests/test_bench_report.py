@@ -22,7 +22,7 @@ from fastgraph.bench.report.cells import Cell, caption, cells, columns, note
 from fastgraph.bench.report.device_comparison import device_comparison
 from fastgraph.bench.report.markdown import markdown
 from fastgraph.bench.report.report import Report, ReportError
-from fastgraph.bench.report.summary import glance, remarks, summaries, verdict
+from fastgraph.bench.report.summary import glance, remarks, standing, summaries, verdict
 from fastgraph.bench.report.terminal import WIDE, modelled_table, summary_table, table
 from fastgraph.bench.timing import Usage
 from tests.bench_samples import FAST, build_small, case_report, report
@@ -47,6 +47,15 @@ def test_json_follows_its_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert [case["batch"] for case in content["cases"]] == [1, 16, 128]
     assert content["cases"][0]["rows"][1]["max_error"] is None  # NaN
+
+
+def test_a_report_from_before_the_share_in_fused_kernels_is_read() -> None:
+    content = json.loads(report().to_json())
+    for case in content["cases"]:
+        for row in case["rows"]:
+            del row["fused"]
+    jsonschema.validate(content, SCHEMA)
+    assert {row.fused for case in Report.from_json(json.dumps(content)).cases for row in case.rows} == {None}
 
 
 @pytest.mark.parametrize("spoil", ["machine", "cases", "complete"])
@@ -126,7 +135,7 @@ def test_table_lists_every_backend_with_speed_or_reason() -> None:
     assert lines[0].startswith(
         "DeepLearningModel, batch 16: fp32, cpu, 2 threads, input [16, 784]; error allowed 3.0e-07"
     )
-    speed = ("20.0 µs", "0.8 µs", "-", "800,000", RATIO, RATIO, "70% L3", "9.0e-08")
+    speed = ("20.0 µs", "-", "800,000", RATIO, RATIO, "70% L3", "97%", "9.0e-08")
     assert row_of("fastgraph") == ["fastgraph", *speed]
     assert row_of("onnxruntime") == ["onnxruntime", *["-"] * 7, "nan"]
     notes = {line.strip() for line in lines if line.startswith(("fastgraph:", "onnxruntime:", "openvino:"))}
@@ -168,7 +177,7 @@ def test_tables_fit_the_terminal(width: int) -> None:
 
 def test_summary_has_the_best_peer_and_what_we_lose() -> None:
     won, lost = summaries([case_report(1, 2e-5), case_report(16, 8e-5)])
-    figures = (RATIO, "20.0 µs", "eager", "50.0 µs", "50,000", RATIO, "70% L3")
+    figures = (RATIO, "20.0 µs", "eager", "50.0 µs", "50,000", RATIO, "70% L3", "97%")
     assert won.cells() == ("DeepLearningModel, batch 1", *figures)
     assert lost.ratio is not None
     assert lost.ratio.value == pytest.approx(0.625)
@@ -176,7 +185,14 @@ def test_summary_has_the_best_peer_and_what_we_lose() -> None:
     assert verdict(level).endswith("in 0 of 1 cases; level, by the interval, in DeepLearningModel, batch 1 (1.00).")
     assert verdict([won]) == "fastgraph is ahead of the best peer in 1 of 1 cases."
     assert verdict([won, lost]).endswith("in 1 of 2 cases; behind in DeepLearningModel, batch 16 (0.62).")
-    assert verdict([won, lost]) in markdown(report(case_report(1, 2e-5), case_report(16, 8e-5)))
+    written = markdown(report(case_report(1, 2e-5), case_report(16, 8e-5)))
+    assert verdict([won, lost]) in written
+    assert standing([won, lost]) in written
+    assert standing([won, lost]) == (
+        "Geometric mean of x peer over 2 cases 1.25; below eager in 1 of 2: DeepLearningModel, batch 16 (0.62)."
+    )
+    assert standing([won]) == ""
+    assert standing([won, won]) == "Geometric mean of x peer over 2 cases 2.50; below eager in 0 of 2."
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary_table([won, lost], 80))
     assert "…" not in console.export_text()
@@ -205,7 +221,7 @@ def test_columns_without_a_figure_are_left_out_at_a_glance() -> None:
     made = case_report(1)
     rows = tuple(replace(row, samples_per_s=None, limit=None) for row in made.rows)
     head, (line,) = glance(summaries([replace(made, rows=rows)]))
-    assert head == ["case", "x peer", "fastgraph", "best peer", "its median", "x eager"]
+    assert head == ["case", "x peer", "fastgraph", "best peer", "its median", "x eager", "fused"]
     assert len(line) == len(head)
 
 

@@ -46,13 +46,13 @@ X = torch.randn(4, 8)
 @pytest.mark.parametrize(
     ("model", "x"),
     [
-        (nn.Sequential(nn.Linear(8, 8), nn.LeakyReLU(), nn.Linear(8, 4)), X),
-        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), torch.randn(2, 1, 8, 8)),
-        (nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.MaxPool1d(2)), torch.randn(2, 1, 8)),
+        (nn.Sequential(nn.Linear(8, 8), nn.RReLU(), nn.Linear(8, 4)), X),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.LPPool2d(2, 2)), torch.randn(2, 1, 8, 8)),
+        (nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.LSTM(6, 3)), torch.randn(2, 1, 8)),
         (nn.Sequential(nn.ConvTranspose2d(1, 4, 3), nn.Softplus(), nn.AvgPool2d(2)), torch.randn(2, 1, 8, 8)),
         (nn.Sequential(nn.Conv3d(1, 4, 3), nn.MaxPool3d(2), nn.Flatten()), torch.randn(2, 1, 8, 8, 8)),
-        (nn.Sequential(nn.Linear(8, 8), *[nn.Tanh(), nn.Sigmoid()] * 3), X),
-        (nn.Sequential(nn.Linear(8, 8), nn.Softmax(1), nn.Tanh(), nn.PReLU(), nn.Hardtanh(), nn.Mish()), X),
+        (nn.Sequential(nn.Linear(8, 8), *[nn.Tanh(), nn.Sigmoid()] * 3, nn.CELU()), X),
+        (nn.Sequential(nn.Linear(8, 8), nn.Softmax(1), nn.Tanh(), nn.PReLU(), nn.Hardshrink(), nn.Mish()), X),
         (Function(lambda m, x: x @ x.t()), X),
         (Function(lambda m, x: (m.first(x) + m.second(x), m.norm(x) * m.buffer.exp(), x[:, 1:].topk(2).values)), X),
         (Function(lambda m, x: m.embedding(x.long() % 9)[:, 0].relu_() + m.first(x).clamp(min=0)), X),
@@ -71,9 +71,9 @@ def test_every_operator_in_aten_has_a_reason(model: nn.Module, x: torch.Tensor) 
 @pytest.mark.parametrize(
     ("model", "x", "node", "reason"),
     [
-        (nn.Sequential(nn.Linear(8, 8), nn.LeakyReLU()), X, "leaky_relu", "no kernel for aten.leaky_relu"),
-        (nn.Conv2d(1, 4, 3), torch.randn(2, 1, 8, 8), "conv2d", "not conv_pool: there is no max-pool behind it"),
-        (nn.Conv1d(1, 4, 3), torch.randn(2, 1, 8), "conv1d", "no kernel for a convolution over one axis"),
+        (nn.Sequential(nn.Linear(8, 8), nn.CELU()), X, "celu", "no kernel for aten.celu"),
+        (nn.Conv2d(1, 4, 3), torch.randn(1, 8, 8), "conv2d", "no kernel takes inputs of these sizes"),
+        (nn.Conv3d(1, 4, 3), torch.randn(2, 1, 8, 8, 8), "conv3d", "no kernel for a convolution over three axes"),
         (nn.ReLU(), X, "relu", "not mlp: it does not follow a linear layer"),
         (Function(lambda m, x: x * m.buffer.exp()), X, "exp", "computed once, from parameters"),
         (Function(lambda m, x: m.first(x)[1:]), X, "slice_1", "a view"),
@@ -108,9 +108,11 @@ def test_the_share_of_flops_is_the_first_line() -> None:
     )
     half = table(Function(lambda m, x: m.first(x) @ m.second(x).t()), torch.randn(8, 8))
     assert str(half).startswith("67 % of the FLOPs are in fused kernels: 2 of 4 operators; 2 stay in ATen")
-    nothing = table(nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU()), torch.randn(2, 1, 8))
+    nothing = table(nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU()), torch.randn(2, 1, 8, 8, 8))
     assert nothing.summary == "0 % of the FLOPs are in fused kernels: 0 of 2 operators; 2 stay in ATen"
-    assert sum(row.flops for row in nothing if row.node == "conv1d") == 2 * 2 * 4 * 6 * 3
+    assert sum(row.flops for row in nothing if row.node == "conv3d") == 2 * 2 * 4 * 6**3 * 3**3
+    planned = table(nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU()), torch.randn(2, 1, 8))
+    assert planned.summary == "100 % of the FLOPs are in fused kernels: 2 of 2 operators; 0 stay in ATen"
 
 
 YES = "same bits: yes; a row's do not depend on the batch, the number of threads, or the instruction set"
@@ -125,9 +127,11 @@ NO = "same bits: not promised, since a row's may depend on the batch, threads or
         (nn.Sequential(nn.Linear(8, 8), nn.LeakyReLU(), nn.Flatten(), nn.Linear(8, 4)), X, YES),
         (nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()), X, YES),
         (Function(lambda m, x: m.first(x) + m.embedding(x.long() % 9)[:, 0]), X, YES),
-        (Function(lambda m, x: m.first(x).add(x, alpha=2)), X, NO + "aten.add.Tensor (1)"),
+        (Function(lambda m, x: m.first(x).add(x, alpha=2)), X, YES),
         (Function(lambda m, x: m.norm(m.norm(x)).exp()), X, NO + "aten.layer_norm (2), aten.exp (1)"),
-        (nn.Conv2d(1, 4, 3), torch.randn(2, 1, 8, 8), NO + "aten.conv2d (1)"),
+        (Function(lambda m, x: m.norm(m.first(x)).exp()), X, YES),
+        (nn.Conv2d(1, 4, 3), torch.randn(2, 1, 8, 8), YES),
+        (nn.Conv3d(1, 4, 3), torch.randn(2, 1, 8, 8, 8), NO + "aten.conv3d (1)"),
         (Function(branches), X, NO + "aten.sum (1)"),
     ],
 )

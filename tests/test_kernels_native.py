@@ -208,9 +208,9 @@ assert str(details).startswith(details.capability + "; the processor has "), str
         return
     dots = {"gemm_bf16", "conv_pool", "ceiling"}  # the families with a row for dot products
     fp32 = name.removesuffix("_bf16")
-    assert rows == {
-        f: name if f in dots else fp32 for f in ("gemm_f32", "gemm_bf16", "elementwise", "conv", "conv_pool", "ceiling")
-    }
+    families = ["gemm_f32", "gemm_bf16", "elementwise", "conv", "conv_pool", "depthwise", "conv_transpose", "pool"]
+    families += ["upsample", "norm", "pointwise", "reduce", "ceiling"]
+    assert rows == {f: name if f in dots else fp32 for f in families}
 
 
 @pytest.mark.skipif("avx512_bf16" not in ISAS, reason="no bf16 dot products here")

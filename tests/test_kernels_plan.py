@@ -29,6 +29,29 @@ def linear(generator: torch.Generator, inputs: int, outputs: int) -> Any:
     return Bound(Op.named("mlp"), weights, biases, ["relu"]).kernel
 
 
+def made(
+    inputs: list[int], outputs: list[int], steps: list[Any], sizes: list[list[int]], memory: list[int] | None = None
+) -> Any:
+    """A plan whose slots are contiguous, each in a memory of its own unless `memory` says which."""
+    plan = module().Plan(len(inputs))
+    admit(plan, inputs, outputs, steps, sizes, memory)
+    return plan
+
+
+def admit(
+    plan: Any,
+    inputs: list[int],
+    outputs: list[int],
+    steps: list[Any],
+    sizes: list[list[int]],
+    memory: list[int] | None = None,
+) -> None:
+    owners = memory or list(range(len(sizes)))
+    strides = [list(torch.empty(size).stride()) for size in sizes]
+    slots = [(*both, owner, 0, 0) for both, owner in zip(zip(sizes, strides, strict=True), owners, strict=True)]
+    plan.admit(slots, inputs, outputs, steps)
+
+
 def one_by_one(steps: list[Any], slots: list[torch.Tensor | None], sizes: list[list[int]]) -> None:
     for kernel, (source,), (target,) in steps:
         slots[target] = torch.empty(sizes[target])
@@ -55,10 +78,10 @@ def test_a_random_program(data: st.DataObject, seed: int) -> None:
         features.append(data.draw(st.integers(1, 40), label="features"))
         steps.append((linear(generator, features[source], features[target]), [source], [target]))
     results = sorted(data.draw(st.sets(st.integers(1, len(steps)), min_size=1), label="results"))
-    plan = module().Plan(len(features), [0], results, steps, list(range(len(features))))
+    plan = module().Plan(1)
     for rows in (3, 1, 70):
         sizes = [[rows, f] for f in features]
-        plan.admit(sizes)
+        admit(plan, [0], results, steps, sizes)
         x = random(generator, (rows, features[0]))
         slots: list[torch.Tensor | None] = [x, *[None] * len(steps)]
         one_by_one(steps, slots, sizes)
@@ -75,9 +98,10 @@ def test_values_in_another_shape(generator: torch.Generator) -> None:
     geometry = ([1, 1], [0, 0], [1, 1], [2, 2], [2, 2], [0, 0], False)
     conv = Bound(Op.named("conv_pool"), weight, bias, *geometry).kernel
     then = linear(generator, 6 * 12 * 12, 10)
-    plan = module().Plan(4, [0], [3], [(conv, [0], [1]), (then, [2], [3])], [0, 1, 1, 3])
+    plan = module().Plan(1)
     for batch in (1, 5):
-        plan.admit([[batch, 1, 28, 28], [batch, 6, 12, 12], [batch, 864], [batch, 10]])
+        sizes = [[batch, 1, 28, 28], [batch, 6, 12, 12], [batch, 864], [batch, 10]]
+        admit(plan, [0], [3], [(conv, [0], [1]), (then, [2], [3])], sizes, [0, 1, 1, 3])
         x = random(generator, (batch, 1, 28, 28))
         pooled, expected = torch.empty(batch, 6, 12, 12), torch.empty(batch, 10)
         conv.run([x], [pooled], 1)
@@ -89,21 +113,19 @@ def test_the_arena_holds_what_lives_at_the_same_time(generator: torch.Generator)
     """A chain needs its two largest neighbours, whatever its length."""
     kernels = [linear(generator, 64, 64) for _ in range(10)]
     steps = [(kernel, [i], [i + 1]) for i, kernel in enumerate(kernels)]
-    plan = module().Plan(11, [0], [10], steps, list(range(11)))
-    plan.admit([[8, 64]] * 11)
+    plan = made([0], [10], steps, [[8, 64]] * 11)
     assert plan.arena_bytes([torch.empty(8, 64)]) == 2 * 8 * 64 * 4
-    wide = module().Plan(11, [0], [5, 10], steps, list(range(11)))  # one that is a result is not in it
-    wide.admit([[8, 64]] * 11)
+    wide = made([0], [5, 10], steps, [[8, 64]] * 11)  # one that is a result is not in it
     assert wide.arena_bytes([torch.empty(8, 64)]) == 2 * 8 * 64 * 4
 
 
 def test_a_large_arena_goes_back_with_the_call(generator: torch.Generator) -> None:
     """80 MB between two layers; a small one is kept."""
     steps = [(linear(generator, 4, 64), [0], [1]), (linear(generator, 64, 4), [1], [2])]
-    plan = module().Plan(3, [0], [2], steps, [0, 1, 2])
+    plan = module().Plan(1)
     for rows, grows in ((4, 1 << 20), (330_000, 16 << 20)):
         sizes = [[rows, 4], [rows, 64], [rows, 4]]
-        plan.admit(sizes)
+        admit(plan, [0], [2], steps, sizes)
         x = random(generator, (rows, 4))
         slots: list[torch.Tensor | None] = [x, None, None]
         one_by_one(steps, slots, sizes)
@@ -121,8 +143,7 @@ def resident() -> int:
 
 def test_kernels_live_as_long_as_the_plan(generator: torch.Generator) -> None:
     steps = [(linear(generator, 8, 8), [0], [1])]
-    plan = module().Plan(2, [0], [1], steps, [0, 1])
-    plan.admit([[1, 8]] * 2)
+    plan = made([0], [1], steps, [[1, 8]] * 2)
     x = random(generator, (1, 8))
     before = run(plan, [x], [[1, 8]])
     del steps
@@ -133,11 +154,11 @@ def test_kernels_live_as_long_as_the_plan(generator: torch.Generator) -> None:
 def test_several_threads_and_new_sizes(generator: torch.Generator) -> None:
     """Each caller has an arena of its own; sizes may be admitted while others run."""
     steps = [(linear(generator, 32, 32), [i], [i + 1]) for i in range(4)]
-    plan = module().Plan(5, [0], [4], steps, list(range(5)))
+    plan = module().Plan(1)
     inputs = [random(generator, (rows, 32)) for rows in range(1, 9)]
     expected = []
     for x in inputs:
-        plan.admit([[len(x), 32]] * 5)
+        admit(plan, [0], [4], steps, [[len(x), 32]] * 5)
         expected.append(run(plan, [x], [[len(x), 32]])[0])
     wrong = []
 
@@ -145,7 +166,7 @@ def test_several_threads_and_new_sizes(generator: torch.Generator) -> None:
         for more in range(200):
             if not torch.equal(run(plan, [inputs[i]], [[i + 1, 32]], 2)[0], expected[i]):
                 wrong.append(i)
-            plan.admit([[100 + i + more, 32]] * 5)
+            admit(plan, [0], [4], steps, [[100 + i + more, 32]] * 5)
 
     threads = [threading.Thread(target=call, args=(i,)) for i in range(len(inputs))]
     for thread in threads:
@@ -156,37 +177,75 @@ def test_several_threads_and_new_sizes(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "steps", "memory_of", "message"),
+    ("inputs", "outputs", "steps", "memory", "message"),
     [
         ([0], [2], [([1], [2])], [0, 1, 2], "read before it is written"),
         ([0], [1], [([0], [1]), ([0], [1])], [0, 1, 2], "written twice"),
         ([0], [2], [([0], [1])], [0, 1, 2], "a result is not written"),
         ([0], [0], [([0], [1])], [0, 1, 2], "a result is not written"),
         ([0], [1], [([0], [1])], [0, 0, 2], "in another one's memory"),
-        ([0], [1], [([0], [1])], [0, 1], "one entry a slot"),
+        ([0], [2], [([0], [1])], [0, 3, 2], "memory is out of range"),
+        ([0], [2], [([0], [1])], [0, 1, 1], "in another one's memory"),
         ([0], [1], [([0], [3])], [0, 1, 2], "out of range"),
         ([0], [1], [([0, 0], [1])], [0, 1, 2], "another number of inputs"),
+        ([0, 1], [2], [([0], [2])], [0, 1, 2], "inputs: needs 1 slots"),
     ],
 )
 def test_programs_that_make_no_sense(
     inputs: list[int],
     outputs: list[int],
     steps: list[Any],
-    memory_of: list[int],
+    memory: list[int],
     message: str,
     generator: torch.Generator,
 ) -> None:
     kernel = linear(generator, 8, 8)
     with pytest.raises(ValueError, match=message):
-        module().Plan(3, inputs, outputs, [(kernel, *step) for step in steps], memory_of)
+        admit(module().Plan(1), inputs, outputs, [(kernel, *step) for step in steps], [[1, 8]] * 3, memory)
+
+
+@pytest.mark.parametrize(
+    ("slot", "message"),
+    [
+        (([1, 8], [8], 1, 0, 0), "as many strides as sizes"),
+        (([0, 8], [8, 1], 1, 0, 0), "a slot is empty"),
+        (([1, 8], [8, 1], 1, 4, 0), "reaches beyond"),
+        (([1, 8], [8, 1], 0, 1, 0), "reaches beyond"),
+    ],
+)
+def test_slots_that_make_no_sense(slot: Any, message: str, generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match=message):
+        module().Plan(1).admit([([1, 8], [8, 1], 0, 0, 0), slot], [0], [1], [(linear(generator, 8, 8), [0], [1])])
+
+
+def test_parts_of_one_memory_and_constants(generator: torch.Generator) -> None:
+    """Two results side by side in one memory, each computed where it is; one reads what is the same in every call."""
+    one, two, last = linear(generator, 8, 4), linear(generator, 8, 4), linear(generator, 8, 5)
+    constant, x = random(generator, (1, 8)), random(generator, (1, 8))
+    slots = [
+        ([1, 8], [8, 1], 0, 0, 0),
+        ([1, 8], [8, 1], 1, 0, constant.data_ptr()),
+        ([1, 8], [8, 1], 2, 0, 0),
+        ([1, 4], [8, 1], 2, 0, 0),
+        ([1, 4], [8, 1], 2, 4, 0),
+        ([1, 5], [5, 1], 5, 0, 0),
+    ]
+    plan = module().Plan(1)
+    plan.admit(slots, [0], [5], [(one, [0], [3]), (two, [1], [4]), (last, [2], [5])])
+    parts = torch.empty(2, 1, 4)
+    one.run([x], [parts[0]], 1)
+    two.run([constant], [parts[1]], 1)
+    expected = torch.empty(1, 5)
+    last.run([torch.cat([*parts], 1)], [expected], 1)
+    assert torch.equal(run(plan, [x], [[1, 5]])[0], expected)
+    with pytest.raises(ValueError, match="a constant is written"):
+        plan.admit(slots, [0], [5], [(one, [0], [1]), (last, [1], [5])])
 
 
 def test_sizes_that_were_not_admitted(generator: torch.Generator) -> None:
-    plan = module().Plan(2, [0], [1], [(linear(generator, 8, 8), [0], [1])], [0, 1])
+    plan = module().Plan(1)
     with pytest.raises(ValueError, match="were not admitted"):
         run(plan, [torch.empty(2, 8)], [[2, 8]])
-    with pytest.raises(ValueError, match="those of every slot"):
-        plan.admit([[2, 8]])
 
 
 def test_a_step_costs_next_to_nothing(generator: torch.Generator) -> None:
@@ -194,8 +253,7 @@ def test_a_step_costs_next_to_nothing(generator: torch.Generator) -> None:
     weights, biases = layers(generator, [8] * 61)
     chain = Bound(Op.named("mlp"), weights, biases, ["relu"] * 60).kernel
     kernels = [Bound(Op.named("mlp"), [w], [b], ["relu"]).kernel for w, b in zip(weights, biases, strict=True)]
-    plan = module().Plan(61, [0], [60], [(k, [i], [i + 1]) for i, k in enumerate(kernels)], list(range(61)))
-    plan.admit([[1, 8]] * 61)
+    plan = made([0], [60], [(k, [i], [i + 1]) for i, k in enumerate(kernels)], [[1, 8]] * 61)
     x, y = random(generator, (1, 8)), torch.empty(1, 8)
 
     def fastest(kernel: Any) -> int:

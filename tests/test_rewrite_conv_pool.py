@@ -78,15 +78,15 @@ def test_an_image_without_a_batch_axis_stays() -> None:
     assert reasons["conv_pool"] == "the input has no batch axis"
 
 
-SHAPES = [(32, 8, False), (32, 16, True), (64, 14, False), (64, 28, True), (256, 28, False)]
+SHAPES = [(31, 8, True), (32, 16, False), (32, 17, True), (63, 17, True), (64, 28, False), (64, 500, False)]
 
 
 @pytest.mark.parametrize(("channels", "width", "fuses"), SHAPES)
-def test_what_aten_computes_faster_is_left_to_it(channels: int, width: int, fuses: bool) -> None:
+def test_what_is_faster_by_itself_is_left_so(channels: int, width: int, fuses: bool) -> None:
     model = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
     names, reasons = rewritten(model, torch.randn(2, channels, 16, width))
     assert ("conv_pool" in names) is fuses
-    reason = f"ATen is faster at {channels} input channels, a 3x3 kernel and rows of {width}"
+    reason = f"convolution and pool by themselves are faster at {channels} input channels, a 3x3 kernel and rows of {width}"
     assert reasons.get("conv_pool") == (None if fuses else reason)
 
 

@@ -12,11 +12,13 @@ from fastgraph.bench.backends.onnxruntime_ours import OnnxruntimeOurs
 from fastgraph.bench.backends.onnxruntime_plain import OnnxruntimePlain
 from fastgraph.bench.backends.openvino import OpenVino
 from fastgraph.bench.backends.torch_compile import TorchCompile
+from fastgraph.bench.backends.torch_compile_frozen import TorchCompileFrozen
 from fastgraph.bench.backends.torch_compile_max import TorchCompileMax
 
 BACKENDS: dict[str, type[Backend]] = {
     "eager": Eager,
     "compile": TorchCompile,
+    "compile-frozen": TorchCompileFrozen,
     "compile-max": TorchCompileMax,
     "aotinductor": AotInductor,
     "onnxruntime": OnnxruntimePlain,

@@ -86,6 +86,10 @@ class Backend(ABC):
     def run(self, x: Tensor) -> Tensor:
         """One call, with nothing around it that a user would not pay."""
 
+    def fused(self) -> float | None:
+        """Share of the model's FLOPs, 0..1, in fused kernels of ours; None where it does not tell."""
+        return None
+
     @abstractmethod
     def ran_on(self) -> str:
         """Where and how it really ran: device, provider, instruction set."""

@@ -25,6 +25,10 @@ class FastgraphDirect(Backend):
         """The optimized module's call."""
         return self._model(x)
 
+    def fused(self) -> float | None:
+        """As ``explain()`` has it."""
+        return self._model.explain().fused_share
+
     def ran_on(self) -> str:
         """The device, and the kernels that ``explain()`` names."""
         kernels = dict.fromkeys(row.kernel for row in self._model.explain() if row.kernel)

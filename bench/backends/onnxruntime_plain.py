@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastgraph.bench.backends.backend import Backend, Setting
 
+NUMPY = {torch.float32: np.float32, torch.int64: np.int64}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -67,13 +68,13 @@ class OnnxruntimePlain(Backend):
 
     def _bound(self, x: Tensor) -> Tensor:
         """A run between CUDA tensors (IOBinding), in its place among the work on PyTorch's stream."""
-        output = x.new_empty(self._output_shape(x))
+        output = self._like.new_empty(self._output_shape(x))
         binding = self._session.io_binding()
         for bind, name, tensor in (
             (binding.bind_input, self._input, x),
             (binding.bind_output, self._output, output),
         ):
-            bind(name, "cuda", tensor.device.index or 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
+            bind(name, "cuda", tensor.device.index or 0, NUMPY[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         current = torch.cuda.current_stream(x.device)
         self._stream.wait_stream(current)
         self._session.run_with_iobinding(binding)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fastgraph.bench.backends import DTYPES
-from fastgraph.bench.cases import Built
+from fastgraph.bench.cases import Built, in_dtype
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def floors(case: str, built: Built, gpu_name: str, dtype: str) -> list[Modelled]
 def variants(built: Built, dtype: torch.dtype) -> dict[str, list[Kernel]]:
     """The kernels of one call by variant."""
     meta = copy.deepcopy(built.model).to("meta", dtype)
-    x = built.x.to("meta", dtype)
+    x = in_dtype(built.x, dtype).to("meta")
     with torch.no_grad(), _Recorder() as recorder:
         output = meta(x)
     eager, layers = recorder.eager, recorder.layers

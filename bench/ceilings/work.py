@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastgraph.bench.backends import Setting
@@ -15,8 +16,8 @@ from fastgraph.bench.cases import Built
 @dataclass(frozen=True)
 class Work:
     """``flops``: multiplications and additions of matrix products and convolutions, counted as eager does them
-    (direct convolution); the rest is small beside them. Bytes in the setting's dtype for the weights; input and output
-    are what the caller has, float32.
+    (direct convolution); the rest is small beside them. Bytes in the setting's dtype for the weights, without tables
+    of embeddings, of which a call reads few rows; input and output are what the caller has.
     """
 
     flops: int
@@ -38,10 +39,17 @@ def work_of(built: Built, setting: Setting) -> Work | None:
             output = model(built.x.to("meta"))
     except (RuntimeError, NotImplementedError):
         return None
-    weights = sum(parameter.numel() for parameter in built.model.parameters())
     return Work(
         flops=counter.get_total_flops(),
-        weight_bytes=weights * setting.torch_dtype.itemsize,
-        input_bytes=built.x.numel() * 4,
+        weight_bytes=_weights(built.model) * setting.torch_dtype.itemsize,
+        input_bytes=built.x.numel() * built.x.itemsize,
         output_bytes=output.numel() * 4,
+    )
+
+
+def _weights(model: nn.Module) -> int:
+    """How many weights a call has to read."""
+    layers = [layer for layer in model.modules() if not isinstance(layer, (nn.Embedding, nn.EmbeddingBag))]
+    return sum(
+        parameter.numel() for parameter in {p for layer in layers for p in layer._parameters.values() if p is not None}
     )

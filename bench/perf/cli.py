@@ -21,7 +21,7 @@ from fastgraph.bench.arguments import Parser, among, number, numbers, seconds
 from fastgraph.bench.backends import BACKENDS, BASELINE, DTYPES, OURS, Backend, Setting
 from fastgraph.bench.backends.torch_compile import TorchCompileOnce
 from fastgraph.bench.machine import machine, machine_lines
-from fastgraph.bench.perf import gemm, targets
+from fastgraph.bench.perf import conv, gemm, targets
 from fastgraph.bench.perf.optimize_cost import optimize_cost
 from fastgraph.bench.perf.result import FastgraphFp32, Result, Sessions, against_target, header, line, small_batches
 from fastgraph.bench.perf.tail import tails
@@ -83,7 +83,7 @@ def _measure(
     if by_batch := {result.report.batch: result for result in of_setting if result.target == "deep"}:
         for text in small_batches(by_batch):
             print(text, flush=True)
-    measured = [gemm.summary([result for result in of_setting if result.target == gemm.GROUP])]
+    measured = [one.summary([result for result in of_setting if result.target == one.GROUP]) for one in (gemm, conv)]
     if setting == Setting(arguments.dtype[0], arguments.threads[0]):  # once is enough
         wanted = [other for name, other in OTHERS.items() if not arguments.cases or name in arguments.cases]
         measured += [other(setting, _plan(arguments, PLAN)) for other in wanted]
@@ -148,15 +148,19 @@ def _parser() -> Parser:
         "--budget",
         type=seconds,
         metavar="S",
-        help=f"seconds of timing a case (default: {PLAN.case_s:g}; gemm {gemm.PLAN.case_s:g})",
+        help=f"seconds of timing (default: {PLAN.case_s:g}; gemm {gemm.PLAN.case_s:g}, conv {conv.PLAN.case_s:g})",
     )
     add("--rounds", type=number, help="at most so many interleaved rounds (default: 11)")
     add(
         "--block",
         type=seconds,
         metavar="S",
-        help=f"seconds a block (default: {PLAN.block_s:g}; gemm {gemm.PLAN.block_s:g})",
+        help=f"seconds a block (default: {PLAN.block_s:g}; gemm {gemm.PLAN.block_s:g}, conv {conv.PLAN.block_s:g})",
     )
-    add("--quick", action="store_true", help="three short rounds a case, a small grid of gemm: a look, not a result")
+    add(
+        "--quick",
+        action="store_true",
+        help="three short rounds a case, small grids: a look, not a result",
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for perf.json (default: out)")
     return parser

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
-from statistics import geometric_mean, median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastgraph.bench.cases import Built, Case
-from fastgraph.bench.perf.result import Result, short_mark
+from fastgraph.bench.perf import grid as grids
+from fastgraph.bench.perf.result import Result
 from fastgraph.bench.perf.target import CHEAP_PEERS, Target
 from fastgraph.bench.plan import Plan
-from fastgraph.bench.results import BUSY
 
 GROUP = "gemm"
 ROWS = (1, 8, 49, 64, 197, 785, 1024, 4096)
@@ -30,7 +29,6 @@ QUICK_ROWS, QUICK_LAYERS = (1, 64, 1024), ((256, 256), (768, 3072), (3072, 768))
 MANY_ROWS = 64  # from here on the ceiling counts
 RATIO, RATIO_FEW_ROWS, SHARE, GEOMETRIC_MEAN = 1.0, 1.1, 0.85, 1.1
 PLAN = Plan(rounds=11, block_s=0.01, warm_up_s=0.1, case_s=0.6)  # 128 cases in about four minutes
-WORST = 5  # cells that are listed
 
 
 class Doubled(nn.Module):
@@ -61,25 +59,10 @@ def summary(results: Sequence[Result]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The grid in a few lines, each part with what goes into ``perf.json``: means, and the worst cells."""
     for place, operator in (("alone", False), ("behind an operator", True)):
         part = [result for result in results if (result.operator is not None) is operator]
-        ratios = {result.report.case: result.ratio for result in part if result.ratio}
         many = [result for result in part if result.report.batch >= MANY_ROWS]
-        shares = {result.report.case: result.share for result in many if result.share is not None}
-        if not ratios:
-            continue
-        mean, threads = geometric_mean(ratios.values()), part[0].threads
-        lines = [
-            f"gemm {place}, {threads} threads: best peer / ours {mean:.2f} ({GEOMETRIC_MEAN:.2f})"
-            f"{short_mark(mean < GEOMETRIC_MEAN)} as geometric mean of {len(ratios)} cases; "
-            f"worst {_worst(ratios, '.2f')}"
-        ]
-        if shares:
-            middle = f"{median(shares.values()):.0%} ({SHARE:.0%} each) as median of {len(shares)} cases"
-            lines.append(f"  fma from {MANY_ROWS} rows {middle}; worst {_worst(shares, '.0%')}")
-        others = max((result.report.others or 0.0) for result in part)
-        if others > BUSY:
-            lines.append(f"  doubtful: other processes took up to {others:.0%} of the processors")
-        figures = {"geometric_mean": mean, "ratios": ratios, "shares": shares}
-        yield "\n".join(lines), {GROUP: place, "threads": threads, **figures}
+        about = f" ({SHARE:.0%} each)"
+        if lines := grids.summary(f"{GROUP} {place}", part, GEOMETRIC_MEAN, many, f"from {MANY_ROWS} rows", about):
+            yield lines[0], {GROUP: place, **lines[1]}
 
 
 def _target(layer: tuple[int, int], behind: bool, batch: int) -> Target:
@@ -96,12 +79,6 @@ def _target(layer: tuple[int, int], behind: bool, batch: int) -> Target:
         peers=CHEAP_PEERS,
         plan=PLAN,
     )
-
-
-def _worst(figures: dict[str, float], form: str) -> str:
-    """The smallest of them by cell."""
-    lowest = sorted(figures, key=lambda cell: figures[cell])[:WORST]
-    return "; ".join(f"{figures[cell]:{form}} {cell}" for cell in lowest)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastgraph.bench import cases
-from fastgraph.bench.perf import gemm
+from fastgraph.bench.perf import conv, gemm, zoo
 from fastgraph.bench.perf.small_nets import small_nets
 from fastgraph.bench.perf.target import BF16_PEERS, CHEAP_PEERS, EAGER_ALONE, Target
 
@@ -36,19 +36,24 @@ def targets(dtype: str) -> list[Target]:
 def choose(wanted: Sequence[str], dtype: str, quick: bool = False) -> list[Target]:
     """Those of ``wanted``, each a group ("deep") or a group and a batch ("deep:16"); all when it is empty.
 
-    The grid of ``gemm``, which takes minutes, has to be asked for; ``quick`` makes it small.
+    The grids of ``gemm`` and ``conv`` and the ``zoo``, which take minutes, have to be asked for; ``quick`` makes the
+    grids small.
     """
     known = targets(dtype)
     if not wanted:
         return known
-    known += gemm.grid(quick) if dtype == "fp32" else []
+    known += _asked_for(quick) if dtype == "fp32" else []
     return [t for t in known if t.group in wanted or f"{t.group}:{t.case.batch}" in wanted]
 
 
 def names() -> list[str]:
     """What ``choose`` knows."""
-    known = [*targets("fp32"), *gemm.grid()]
+    known = [*targets("fp32"), *_asked_for()]
     return list(dict.fromkeys([t.group for t in known] + [f"{t.group}:{t.case.batch}" for t in known]))
+
+
+def _asked_for(quick: bool = False) -> list[Target]:
+    return [*gemm.grid(quick), *conv.grid(quick), *zoo.nets()]
 
 
 def _deep(dtype: str) -> list[Target]:

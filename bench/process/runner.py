@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastgraph.bench.backends import Backend, Setting
-from fastgraph.bench.cases import Built, Case
+from fastgraph.bench.cases import Built, Case, in_dtype
 from fastgraph.bench.check import accuracy
 from fastgraph.bench.plan import Plan, lead_in
 from fastgraph.bench.process import cuda, load_generator, timer
@@ -31,7 +31,7 @@ class Ready:
 
     ``output`` is what it computed, widened to float32, and ``dtype`` what it gave that in. ``prepare_s`` is the time to
     make it ready, None where what an earlier batch size had prepared serves this one too; ``first_call_s`` that of its
-    first call (there torch.compile compiles).
+    first call (there torch.compile compiles). ``fused``: the share of FLOPs in fused kernels.
     """
 
     where: str
@@ -39,6 +39,7 @@ class Ready:
     first_call_s: float
     output: NDArray[np.float32]
     dtype: str
+    fused: float | None
 
 
 class Runner:
@@ -76,7 +77,8 @@ class Runner:
             values = output.detach().cpu().float().numpy().copy()
         _forget_peak()
         self._spent, self._rests = np.zeros(6), False
-        return Ready(self._backend.ran_on(), prepare_s, first_call_s, values, str(output.dtype).removeprefix("torch."))
+        where, fused = self._backend.ran_on(), self._backend.fused()
+        return Ready(where, prepare_s, first_call_s, values, str(output.dtype).removeprefix("torch."), fused)
 
     def accuracy(self) -> float | None:
         """Share of the held-out digits that it classifies right, 0..1; None where the case has no digits."""
@@ -172,8 +174,8 @@ class Runner:
 
     def _given(self, x: Tensor) -> Tensor:
         """``x`` on the device, as the backend takes it."""
-        dtype = self._setting.torch_dtype if self._backend.casts_model else x.dtype
-        return x.to(self._setting.device, dtype)
+        x = in_dtype(x, self._setting.torch_dtype) if self._backend.casts_model else x
+        return x.to(self._setting.device)
 
 
 def _resources() -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from fastgraph.bench.text import duration, rate, size
 NOISY = 0.1  # of the median: an IQR beyond it is noted
 MODELLED = ("case", "variant", "dtype", "kernels", "FLOP", "bytes", "floor")
 # What fits a terminal of 120 columns, and one of 80; the files have all.
-SHOWN = ("median", "IQR", "p99", "samples/s", "x peer", "x eager", "of limit", "max error")
+SHOWN = ("median", "p99", "samples/s", "x peer", "x eager", "of limit", "fused", "max error")
 NARROW = ("median", "samples/s", "x peer", "of limit")
 SHOWN_AT_ONCE = ("median", "p99", "calls/s", "samples/s", "x peer", "x eager", "max error")
 NARROW_AT_ONCE = ("median", "calls/s", "x peer")
@@ -48,6 +48,7 @@ def cells(row: Row) -> dict[str, Cell]:
         "cpu a call": _cell(usage.cpu_s if usage else None, duration),
         "x eager": _ratio(row.ratio_to_eager),
         "of limit": Cell(str(limit), limit.share) if limit else Cell("-"),
+        "fused": _cell(row.fused, "{:.0%}".format),
         "max error": _cell(row.max_error, "{:.1e}".format),
         "mean error": _cell(row.mean_error, "{:.1e}".format),
         "accuracy": _cell(row.accuracy, "{:.2%}".format),

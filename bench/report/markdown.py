@@ -10,7 +10,7 @@ from fastgraph.bench.report.cells import MODELLED, caption, cells, columns, mode
 from fastgraph.bench.report.report import Report
 from fastgraph.bench.report.summary import glance, remarks, summaries
 
-ALWAYS = ("p90", "p99", "calls", "accuracy")  # whatever the mode shows beside
+ALWAYS = ("IQR", "p90", "p99", "calls", "accuracy")  # whatever the mode shows beside
 
 
 def markdown(report: Report) -> str:

@@ -22,7 +22,7 @@ from fastgraph.extras import require
 TITLE = "fastgraph bench"
 HOW = (
     "Every backend runs in a process of its own, all others stopped meanwhile. Its output was first checked against "
-    "float64 on real data; one over the tolerance has no speed here. Blocks of calls are interleaved in rounds: "
+    "float64; one over the tolerance has no speed here. Blocks of calls are interleaved in rounds: "
     "a change in the machine's speed hits all alike. Caches are warm. Figures are over single calls; p99 only from "
     "10,000 calls. A ratio is the median over the rounds, with its 95 % bootstrap interval in brackets. First calls of "
     "compilers find an empty cache; PyTorch's own precompiled headers may be there."
@@ -30,7 +30,8 @@ HOW = (
 LIMIT = (
     "“x peer” is against the fastest backend that does not run our kernels. “of limit” is the share of the ceiling "
     "that binds, measured in the same rounds: compute (multiply-adds); L2, L3 or memory (reading weights, input and "
-    "output once from the smallest of them that holds them); or launch (one call of the smallest operator)."
+    "output once from the smallest of them that holds them); or launch (one call of the smallest operator). "
+    "“fused” is the share of the model's FLOPs in fused kernels of ours."
 )
 RESTING = (
     "Between calls the process sleeps, as a service does that waits for its next request; “cpu a call” is the "
@@ -48,6 +49,7 @@ SERVER = (
 SHAPES = {
     "circle": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0Z",
     "square": "M-5-5H5V5H-5Z",
+    "hourglass": "M-5-5H5L-5 5H5Z",
     "diamond": "M0-7L7 0 0 7-7 0Z",
     "cross": "M-2-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
     "triangle-up": "M0-6L6 5H-6Z",

@@ -19,8 +19,14 @@ from fastgraph.bench.results import CaseReport, Row
 from fastgraph.bench.text import duration, rate
 
 # Distinct on white and on black, and for colour-blind readers (Okabe and Ito 2008); ours stands out.
-COLOURS = ("#8b949e", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#b07aa1", "#e69f00", "#d55e00", "#b8860b", "#7f7f00")
-SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "pentagon", "star", "hexagon", "x")
+COLOURS = (
+    "#8b949e", "#0072b2", "#5c6bc0", "#56b4e9", "#009e73", "#cc79a7",
+    "#b07aa1", "#e69f00", "#d55e00", "#b8860b", "#7f7f00",
+)  # fmt: skip
+SYMBOLS = (
+    "circle", "square", "hourglass", "diamond", "cross", "triangle-up",
+    "triangle-down", "pentagon", "star", "hexagon", "x",
+)  # fmt: skip
 STYLE = {name.name: (COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]) for i, name in enumerate(BACKENDS.values())}
 HEIGHT = 420
 DASHES = {"L2": "dot", "L3": "dash", "memory": "solid"}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import geometric_mean, median
 
 from fastgraph.bench.backends import BACKENDS, BASELINE_NAME, OURS_NAME
 from fastgraph.bench.ratio import Ratio
 from fastgraph.bench.report.cells import cells
 from fastgraph.bench.results import CaseReport, Row
 
-SUMMARY = ("case", "x peer", "fastgraph", "best peer", "its median", "samples/s", "x eager", "of limit")
+SUMMARY = ("case", "x peer", "fastgraph", "best peer", "its median", "samples/s", "x eager", "of limit", "fused")
 OUR_NAMES = {backend.name for backend in BACKENDS.values() if backend.is_ours}
 NOBODY = Row("", "failed")  # in a case in which one of them has no speed
 MARK = "*"
@@ -53,6 +53,7 @@ class Summary:
             ours["samples/s"].text,
             f"{to_eager}{MARK}" if self.faults and to_eager != "-" else to_eager,
             ours["of limit"].text,
+            ours["fused"].text,
         )
 
 
@@ -99,10 +100,22 @@ def verdict(overview: Sequence[Summary]) -> str:
     return f"{sentence}{'; level, by the interval, in ' + ', '.join(level) if level else ''}."
 
 
-def remarks(overview: Sequence[Summary]) -> list[str]:
-    """What has to be known beside the figures."""
-    sentences = [verdict(overview), "In brackets the 95 % interval over the rounds."]
-    if any(one.faults for one in overview):
+def standing(overview: Sequence[Summary]) -> str:
+    """One sentence over several cases: the mean against the best peer, and where ours is slower than eager."""
+    to_peer = [one.ratio.value for one in overview if one.ratio is not None]
+    to_eager = [(one.label, one.ours.ratio_to_eager) for one in overview if one.ours and one.ours.ratio_to_eager]
+    if len(to_peer) < 2:
+        return ""
+    below = [f"{label} ({ratio.value:.2f})" for label, ratio in to_eager if ratio.high < 1]
+    names = f": {', '.join(below)}" if below else ""
+    eager = f"; below eager in {len(below)} of {len(to_eager)}{names}" if to_eager else ""
+    return f"Geometric mean of x peer over {len(to_peer)} cases {geometric_mean(to_peer):.2f}{eager}."
+
+
+def remarks(overview: Sequence[Summary], marked: bool = True) -> list[str]:
+    """What has to be known beside the figures; ``marked`` where the column with the mark is shown."""
+    sentences = [verdict(overview), standing(overview), "In brackets the 95 % interval over the rounds."]
+    if marked and any(one.faults for one in overview):
         sentences.append(f"{MARK} {FAULTS}")
     return [one for one in sentences if one]
 

@@ -38,11 +38,14 @@ def summary_table(overview: Sequence[Summary], width: int = WIDE) -> Table:
     head, lines = glance(overview)
     wide = width >= WIDE
     shown = [name for name in head if wide or name not in ("its median", "fastgraph", "x eager", "of limit")]
-    notes = remarks(overview)[: None if wide else 2]  # the mark is at "x eager"
+    notes = remarks(overview, marked="x eager" in shown)
     summary = _table("at a glance", shown, ("case", "best peer"), "\n".join(notes))
     for line in lines:
         figures = dict(zip(head, line, strict=True))
         figures["best peer"] = option(figures["best peer"])
+        figures["case"] = figures["case"].replace(
+            "batch ", "batch\N{NO-BREAK SPACE}"
+        )  # a name that is too long breaks there
         summary.add_row(*(figures[name] for name in shown))
     return summary
 

@@ -101,7 +101,8 @@ def _slower(conv: fx.Node) -> str | None:
     if value(conv).device.type == "cpu" and is_slower(weight, width):
         channels, *kernel = weight[1:]
         size = "x".join(map(str, kernel))
-        return f"ATen is faster at {channels} input channels, a {size} kernel and rows of {width}"
+        where = f"{channels} input channels, a {size} kernel and rows of {width}"
+        return f"convolution and pool by themselves are faster at {where}"
     return None
 
 

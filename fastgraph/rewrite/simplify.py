@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 from fastgraph.aliases import Aliases
@@ -24,16 +25,14 @@ _DROPOUT = (
 _CLAMPS = (aten.clamp.default, aten.clamp_min.default)
 _CLAMP_REASON = "its gradient where the input is 0 is 1, that of relu 0"
 _NOT_NEGATIVE = (_RELU, aten.sigmoid.default, aten.softmax.int, aten._softmax.default)
-_PRODUCTS = (aten.linear.default, aten.matmul.default, aten.mm.default)
+_IN_PLACE_NAMES = (
+    *("relu", "silu", "gelu", "tanh", "sigmoid", "threshold", "hardtanh", "hardswish", "hardsigmoid", "mish", "elu"),
+    *("leaky_relu", "clamp", "clamp_min", "clamp_max", "abs", "neg", "sqrt", "rsqrt", "exp", "sin", "cos"),
+)
+_BINARY_NAMES = ("add", "sub", "mul", "div")
 _IN_PLACE: dict[Any, Callable[..., Any]] = {
-    aten.relu_.default: _RELU,
-    aten.silu_.default: aten.silu.default,
-    aten.gelu_.default: aten.gelu.default,
-    aten.tanh_.default: aten.tanh.default,
-    aten.sigmoid_.default: aten.sigmoid.default,
-    aten.threshold_.default: aten.threshold.default,
-    aten.hardtanh_.default: aten.hardtanh.default,
-    aten.add_.Tensor: aten.add.Tensor,
+    **{getattr(aten, f"{name}_").default: getattr(aten, name).default for name in _IN_PLACE_NAMES},
+    **{getattr(aten, f"{name}_").Tensor: getattr(aten, name).Tensor for name in _BINARY_NAMES},
 }
 
 
@@ -55,10 +54,7 @@ class Dropout:
 
 
 class InPlace:
-    """An operator written over the result of another, memory that nobody else knows, is the operator itself.
-
-    Activations, and the addition of a bias to a product.
-    """
+    """An elementwise operator over the result of another, memory that nobody else knows, is the operator itself."""
 
     name = "in_place"
 
@@ -67,7 +63,7 @@ class InPlace:
             return None
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if calls(node, aten.add_.Tensor) and not (calls(source, *_PRODUCTS) and node.args[1] in facts.weights):
+        if not _keeps_its_dtype(node):
             return None
         return Match([node], reason=self._refusal(source, node, facts))
 
@@ -83,7 +79,15 @@ class InPlace:
 
     def replace(self, graph: fx.Graph, match: Match) -> fx.Node:
         node = match.nodes[0]
-        return graph.call_function(_IN_PLACE[node.target], node.args, node.kwargs)  # of the same shape
+        return make(graph, _IN_PLACE[node.target], *node.args, **node.kwargs)
+
+
+def _keeps_its_dtype(node: fx.Node) -> bool:
+    """Whether the operator without the underscore gives the dtype of the tensor that is written over."""
+    source, *others = (value(n) for n in node.all_input_nodes)
+    return source.is_floating_point() and all(
+        isinstance(other, torch.Tensor) and other.dtype == source.dtype and other.dim() > 0 for other in others
+    )
 
 
 class RedundantReLU:

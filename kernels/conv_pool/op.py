@@ -28,7 +28,7 @@ MAX_OPEN_ROWS = 16  # pooling windows that one row can lie in; kMaxOpenRows in k
 MAX_POOL_PADDING = 16  # kMaximaMargin there
 WIDENED_FLOATS = 1 << 20  # of bf16 images that are widened at once
 
-SLOWER = ((288, 10), (576, 15), (1536, math.inf))  # from so many values a sum, for rows of at most so many pixels
+SLOWER = ((288, 16), (576, math.inf))  # from so many values a sum, for rows of at most so many pixels
 
 
 class Geometry(NamedTuple):
@@ -57,7 +57,7 @@ def refusal(geometry: Geometry) -> str | None:
 
 
 def is_slower(weight: Sequence[int], width: int) -> bool:
-    """Whether ATen's convolution is faster on the CPU, for a weight of this shape and results of this width.
+    """Whether convolution and pool by themselves are faster on the CPU, for a weight of this shape and this width.
 
     The kernel computes 16 pixels of a row at once, one input channel after the other: measured with AVX-512 it loses
     where most of these are beyond a narrow row, and where there are many channels.

@@ -15,6 +15,13 @@ extern const ElementwiseKernels elementwise_avx512, elementwise_avx2, elementwis
 extern const ConvKernels conv_avx512, conv_avx2, conv_scalar;
 extern const ConvPoolKernels conv_pool_avx512_bf16, conv_pool_avx512, conv_pool_avx2, conv_pool_scalar;
 extern const CeilingKernels ceiling_avx512_bf16, ceiling_avx512, ceiling_avx2, ceiling_scalar;
+extern const ConvTransposeKernels conv_transpose_avx512, conv_transpose_avx2, conv_transpose_scalar;
+extern const DepthwiseKernels depthwise_avx512, depthwise_avx2, depthwise_scalar;
+extern const PoolKernels pool_avx512, pool_avx2, pool_scalar;
+extern const UpsampleKernels upsample_avx512, upsample_avx2, upsample_scalar;
+extern const NormKernels norm_avx512, norm_avx2, norm_scalar;
+extern const PointwiseKernels pointwise_avx512, pointwise_avx2, pointwise_scalar;
+extern const ReduceKernels reduce_avx512, reduce_avx2, reduce_scalar;
 
 namespace {
 
@@ -46,6 +53,19 @@ constexpr FamilyRow<CeilingKernels> kCeiling[] = {{"avx512_bf16", kAvx512Bf16Set
                                                   {"avx512", kAvx512Set, &ceiling_avx512},
                                                   {"avx2", kAvx2Set, &ceiling_avx2},
                                                   {"scalar", 0, &ceiling_scalar}};
+constexpr FamilyRow<ConvTransposeKernels> kConvTranspose[] = {
+    {"avx512", kAvx512Set, &conv_transpose_avx512}, {"avx2", kAvx2Set, &conv_transpose_avx2}, {"scalar", 0, &conv_transpose_scalar}};
+constexpr FamilyRow<DepthwiseKernels> kDepthwise[] = {
+    {"avx512", kAvx512Set, &depthwise_avx512}, {"avx2", kAvx2Set, &depthwise_avx2}, {"scalar", 0, &depthwise_scalar}};
+constexpr FamilyRow<PoolKernels> kPool[] = {
+    {"avx512", kAvx512Set, &pool_avx512}, {"avx2", kAvx2Set, &pool_avx2}, {"scalar", 0, &pool_scalar}};
+constexpr FamilyRow<UpsampleKernels> kUpsample[] = {
+    {"avx512", kAvx512Set, &upsample_avx512}, {"avx2", kAvx2Set, &upsample_avx2}, {"scalar", 0, &upsample_scalar}};
+constexpr FamilyRow<NormKernels> kNorm[] = {{"avx512", kAvx512Set, &norm_avx512}, {"avx2", kAvx2Set, &norm_avx2}, {"scalar", 0, &norm_scalar}};
+constexpr FamilyRow<PointwiseKernels> kPointwise[] = {
+    {"avx512", kAvx512Set, &pointwise_avx512}, {"avx2", kAvx2Set, &pointwise_avx2}, {"scalar", 0, &pointwise_scalar}};
+constexpr FamilyRow<ReduceKernels> kReduce[] = {
+    {"avx512", kAvx512Set, &reduce_avx512}, {"avx2", kAvx2Set, &reduce_avx2}, {"scalar", 0, &reduce_scalar}};
 
 const Capability* best_capability() {
   for (int i = 0; i + 1 < kCapabilityCount; i++)
@@ -104,12 +124,19 @@ const Family<ElementwiseKernels> elementwise("elementwise", kElementwise);
 const Family<ConvKernels> conv("conv", kConv);
 const Family<ConvPoolKernels> conv_pool("conv_pool", kConvPool);
 const Family<CeilingKernels> ceiling("ceiling", kCeiling);
+const Family<ConvTransposeKernels> conv_transpose("conv_transpose", kConvTranspose);
+const Family<DepthwiseKernels> depthwise("depthwise", kDepthwise);
+const Family<PoolKernels> pool("pool", kPool);
+const Family<UpsampleKernels> upsample("upsample", kUpsample);
+const Family<NormKernels> norm("norm", kNorm);
+const Family<PointwiseKernels> pointwise("pointwise", kPointwise);
+const Family<ReduceKernels> reduce("reduce", kReduce);
 }  // namespace families
 
-void family_choices(FamilyChoice (&choices)[kFamilyCount]) {
+std::vector<FamilyChoice> family_choices() {
   using namespace families;
-  int i = 0;
-  for (const FamilyChoice& one : {gemm_f32.choice(), gemm_bf16.choice(), elementwise.choice(), conv.choice(), conv_pool.choice(), ceiling.choice()}) choices[i++] = one;
+  return {gemm_f32.choice(),       gemm_bf16.choice(), elementwise.choice(), conv.choice(), conv_pool.choice(), depthwise.choice(),
+          conv_transpose.choice(), pool.choice(),      upsample.choice(),    norm.choice(), pointwise.choice(), reduce.choice(), ceiling.choice()};
 }
 
 template class Family<GemmKernels>;
@@ -117,5 +144,12 @@ template class Family<ElementwiseKernels>;
 template class Family<ConvKernels>;
 template class Family<ConvPoolKernels>;
 template class Family<CeilingKernels>;
+template class Family<ConvTransposeKernels>;
+template class Family<DepthwiseKernels>;
+template class Family<PoolKernels>;
+template class Family<UpsampleKernels>;
+template class Family<NormKernels>;
+template class Family<PointwiseKernels>;
+template class Family<ReduceKernels>;
 
 }  // namespace fastgraph

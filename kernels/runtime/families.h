@@ -6,9 +6,18 @@
 
 #include <stdint.h>
 
+#include <vector>
+
 #include "../conv/kernels.h"
 #include "../conv_pool/cpu.h"
 #include "../cpu/gemm/gemm.h"
+#include "../conv_transpose/cpu.h"
+#include "../depthwise/cpu.h"
+#include "../pool/cpu.h"
+#include "../upsample/cpu.h"
+#include "../norm/cpu.h"
+#include "../pointwise/cpu.h"
+#include "../reduce/cpu.h"
 #include "ceiling.h"
 
 namespace fastgraph {
@@ -68,9 +77,15 @@ extern const Family<ElementwiseKernels> elementwise;
 extern const Family<ConvKernels> conv;
 extern const Family<ConvPoolKernels> conv_pool;
 extern const Family<CeilingKernels> ceiling;
+extern const Family<ConvTransposeKernels> conv_transpose;
+extern const Family<DepthwiseKernels> depthwise;
+extern const Family<PoolKernels> pool;
+extern const Family<UpsampleKernels> upsample;
+extern const Family<NormKernels> norm;
+extern const Family<PointwiseKernels> pointwise;
+extern const Family<ReduceKernels> reduce;
 }  // namespace families
 
-constexpr int kFamilyCount = 6;
-void family_choices(FamilyChoice (&choices)[kFamilyCount]);
+std::vector<FamilyChoice> family_choices();
 
 }  // namespace fastgraph

@@ -1,7 +1,9 @@
 // A program of kernels over one arena: a whole network, or a stretch of one between two operators of torch, in one call.
 //
-// Values are numbered slots. Inputs and results are the caller's memory; what lies between is in an arena of the calling thread, buffers
-// that do not live at the same time in the same place. Sizes of all slots come from outside, once for each shape of the inputs.
+// Values are numbered slots, each with sizes and strides. Inputs and results are the caller's memory, constants are somebody's for good;
+// what lies between is in an arena of the calling thread, buffers that do not live at the same time in the same place. A slot may lie in
+// another one's memory: the same values in another shape, or a part of a concatenation. What is decided by sizes (layouts, and which kernels
+// run at all) is decided outside, once for each shape of the inputs, for which there then is a program.
 #pragma once
 
 #include <stdint.h>
@@ -16,23 +18,33 @@ namespace fastgraph {
 
 class Plan : public Kernel {
  public:
+  struct Slot {
+    std::vector<int64_t> sizes, strides;
+    int memory;            // the slot itself, or the one in whose memory it lies
+    int64_t offset;        // from where that one's first value is, in floats
+    const float* constant;  // the values, where they are the same in every call; else null
+  };
   struct Step {
     const Kernel* kernel;  // outlives the plan
     std::vector<int> inputs, outputs;  // slots
   };
+  struct Program {
+    std::vector<Slot> slots;
+    std::vector<int> inputs, outputs;
+    std::vector<Step> steps;
+  };
 
-  // Slots are 0, 1, ... slot_count - 1. memory_of[slot] is the slot itself, or an earlier one whose values it shows in another shape.
-  // std::invalid_argument where a slot is read before it is written, written twice, or is a result in another one's memory.
-  Plan(int slot_count, std::vector<int> inputs, std::vector<int> outputs, std::vector<Step> steps, std::vector<int> memory_of);
+  explicit Plan(int input_count) : input_count_(input_count) {}
 
-  // From now on takes fp32 inputs of these sizes; sizes[slot] are those of every slot.
-  void admit(const std::vector<std::vector<int64_t>>& sizes);
+  // From now on fp32 inputs of the sizes that the program's input slots have are taken. std::invalid_argument where a slot is read before it
+  // is written, written twice, reaches beyond the memory that it lies in, or is a result in another one's memory. No slot is empty.
+  void admit(Program program);
 
-  int input_count() const override { return int(inputs_.size()); }
+  int input_count() const override { return input_count_; }
 
   using Kernel::run;
 
-  // Inputs contiguous, of admitted sizes: std::invalid_argument for others.
+  // Inputs as admitted: std::invalid_argument for others.
   double estimate_ns(const View* inputs) const override { return layout(inputs).estimate_ns; }
   void run(const View* inputs, const View* outputs, Lease& lease) const override;
 
@@ -41,26 +53,18 @@ class Plan : public Kernel {
   int64_t arena_bytes(const View* inputs) const { return layout(inputs).floats * int64_t(sizeof(float)); }
 
  private:
-  using Sizes = std::vector<std::vector<int64_t>>;
-  struct Layout {
-    Sizes sizes, strides;          // of every slot
-    std::vector<int64_t> offsets;  // in the arena, in floats; -1 where a slot is not in it
+  struct Layout : Program {
+    std::vector<int64_t> places;  // of slots, in the arena, in floats; -1 where one is not in it
     int64_t floats = 0;
     std::vector<bool> alone;  // for each step: so small a job that handing it out costs more
     double estimate_ns = 0;
   };
 
-  void check() const;
-  void place(Layout& layout) const;
-  void estimate(Layout& layout) const;
+  static void place(Layout& layout);
+  static void estimate(Layout& layout);
   const Layout& layout(const View* inputs) const;
-  template <class Memory>
-  void views(const Layout& layout, const Memory& memory, std::vector<View>& slots) const;
 
-  int slot_count_;
-  std::vector<int> inputs_, outputs_;
-  std::vector<Step> steps_;
-  std::vector<int> memory_of_;
+  int input_count_;
   mutable std::shared_mutex mutex_;
   std::map<std::vector<int64_t>, Layout> layouts_;  // by ranks and sizes of the inputs; nothing is ever taken out
 };

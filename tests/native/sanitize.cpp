@@ -15,6 +15,7 @@
 #include "../../kernels/conv/cpu.h"
 #include "../../kernels/conv_pool_mlp/cpu.h"
 #include "../../kernels/runtime/families.h"
+#include "elementwise.h"
 #include "guarded.h"
 #include "reference.h"
 
@@ -289,6 +290,13 @@ void try_conv(Random& random, const std::string& where) {
         [&] { return std::make_unique<Conv>(g, weight.data(), bias_data, false, families::conv.kernels()); }, shape);
 }
 
+void try_elementwise(Random& random, const std::string& where) {
+  if (const std::string wrong = try_pointwise(random, supported()); !wrong.empty()) fail(wrong, where + "pointwise");
+  if (const std::string wrong = try_copy(random, supported()); !wrong.empty()) fail(wrong, where + "copy");
+  if (const std::string wrong = try_rows(random, supported()); !wrong.empty()) fail(wrong, where + "rows");
+  if (const std::string wrong = try_group_norm(random, supported()); !wrong.empty()) fail(wrong, where + "group norm");
+}
+
 // A chunk that throws, on whichever thread: the others are computed, the caller gets the exception, the pool goes on.
 void try_exceptions() {
   for (int round = 0; round < 50; round++) {
@@ -357,6 +365,7 @@ int main(int argc, char** argv) {
     try_conv(random, where);
     try_conv_pool(random, where, false);
     try_conv_pool(random, where, true);
+    for (int more = 0; more < 5; more++) try_elementwise(random, where);
     if (i % 20 == 0) try_callers(random);
   }
   try_exceptions();

@@ -23,12 +23,12 @@ struct Mask { __m256 lo, hi; };
 
 FASTGRAPH_INLINE F16 broadcast(float x) { __m256 v = _mm256_set1_ps(x); return {v, v}; }
 FASTGRAPH_INLINE F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-// Loaded once: GCC would rather read it again for each of several uses, and loads are scarce.
-FASTGRAPH_INLINE F16 load_once(const float* p) {
-  F16 a = load(p);
+// In registers from here on: GCC would rather read it again for each of several uses, and loads are scarce.
+FASTGRAPH_INLINE F16 keep(F16 a) {
   asm("" : "+x"(a.lo), "+x"(a.hi));
   return a;
 }
+FASTGRAPH_INLINE F16 load_once(const float* p) { return keep(load(p)); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm256_storeu_ps(p, a.lo); _mm256_storeu_ps(p + 8, a.hi); }
 // The first `count` lanes of eight, from 0 (or below) to 8 (or above), as a mask of words.
 FASTGRAPH_INLINE __m256i first_lanes_8(int64_t count) {
@@ -43,6 +43,14 @@ FASTGRAPH_INLINE void store_first(float* p, F16 a, int64_t count) {
   _mm256_maskstore_ps(p + 8, first_lanes_8(count - 8), a.hi);
 }
 FASTGRAPH_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+// What many values are multiplied by, in memory: registers are few, and beside many sums GCC would rather keep factors there than sums.
+struct Factor { const float* p; };
+FASTGRAPH_INLINE Factor factor(const float* p) { return {p}; }
+FASTGRAPH_INLINE F16 fma(F16 a, Factor b, F16 sum) {
+  asm("vfmadd231ps %1, %2, %0" : "+x"(sum.lo) : "m"(*reinterpret_cast<const __m256*>(b.p)), "x"(a.lo));
+  asm("vfmadd231ps %1, %2, %0" : "+x"(sum.hi) : "m"(*reinterpret_cast<const __m256*>(b.p + 8)), "x"(a.hi));
+  return sum;
+}
 // Halves one after the other, so that only one register of `right` is alive at a time.
 template <int R, int V>
 FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v, F16 (&sum)[R][V]) {
@@ -80,8 +88,15 @@ FASTGRAPH_INLINE __m256 exp2_whole_8(__m256 n) {
 }
 // 2^n for whole n in [-126, 127].
 FASTGRAPH_INLINE F16 exp2_whole(F16 n) { return {exp2_whole_8(n.lo), exp2_whole_8(n.hi)}; }
+FASTGRAPH_INLINE F16 square_root(F16 a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+FASTGRAPH_INLINE __m256 exponent_8(__m256 a) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(a), 23), _mm256_set1_epi32(127)));
+}
+// floor(log2(a)) of what is positive, finite and no denormal.
+FASTGRAPH_INLINE F16 exponent(F16 a) { return {exponent_8(a.lo), exponent_8(a.hi)}; }
 FASTGRAPH_INLINE Mask less(F16 a, F16 b) { return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)}; }
 FASTGRAPH_INLINE Mask is_nan(F16 a) { return {_mm256_cmp_ps(a.lo, a.lo, _CMP_UNORD_Q), _mm256_cmp_ps(a.hi, a.hi, _CMP_UNORD_Q)}; }
+FASTGRAPH_INLINE bool any(Mask m) { return _mm256_movemask_ps(_mm256_or_ps(m.lo, m.hi)) != 0; }
 FASTGRAPH_INLINE F16 select(Mask m, F16 yes, F16 no) {
   return {_mm256_blendv_ps(no.lo, yes.lo, m.lo), _mm256_blendv_ps(no.hi, yes.hi, m.hi)};
 }

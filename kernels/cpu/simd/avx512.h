@@ -21,6 +21,11 @@ struct Mask { __mmask16 m; };
 
 FASTGRAPH_INLINE F16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
 FASTGRAPH_INLINE F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+// In a register from here on: GCC would rather read it again for each of several uses.
+FASTGRAPH_INLINE F16 keep(F16 a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
 FASTGRAPH_INLINE F16 load_once(const float* p) { return load(p); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
 // The first `count` lanes, 0 to 16: zeros, and memory that is not touched, beyond.
@@ -49,8 +54,14 @@ FASTGRAPH_INLINE F16 round(F16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND
 FASTGRAPH_INLINE F16 exp2_whole(F16 n) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
 }
+FASTGRAPH_INLINE F16 square_root(F16 a) { return {_mm512_sqrt_ps(a.v)}; }
+// floor(log2(a)) of what is positive, finite and no denormal.
+FASTGRAPH_INLINE F16 exponent(F16 a) {
+  return {_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(a.v), 23), _mm512_set1_epi32(127)))};
+}
 FASTGRAPH_INLINE Mask less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 FASTGRAPH_INLINE Mask is_nan(F16 a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+FASTGRAPH_INLINE bool any(Mask m) { return m.m != 0; }
 FASTGRAPH_INLINE F16 select(Mask m, F16 yes, F16 no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
 // Elements 0, 2, 4 ... and 1, 3, 5 ... of the 32 floats that a, b hold.
 FASTGRAPH_INLINE void deinterleave(F16 a, F16 b, F16* even, F16* odd) {

@@ -28,6 +28,7 @@ FASTGRAPH_INLINE F16 broadcast(float x) { FASTGRAPH_LANES(x); }
 FASTGRAPH_INLINE F16 firsts(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] << 16)); }
 FASTGRAPH_INLINE F16 seconds(const uint32_t* p) { FASTGRAPH_LANES(from_bits(p[i] & 0xFFFF0000u)); }
 FASTGRAPH_INLINE F16 load(const float* p) { FASTGRAPH_LANES(p[i]); }
+FASTGRAPH_INLINE F16 keep(F16 a) { return a; }
 FASTGRAPH_INLINE F16 load_once(const float* p) { return load(p); }
 FASTGRAPH_INLINE void store(float* p, F16 a) { for (int i = 0; i < kLanes; i++) p[i] = a.v[i]; }
 // The first `count` lanes, 0 to 16: zeros, and memory that is not touched, beyond.
@@ -48,8 +49,12 @@ FASTGRAPH_INLINE F16 bits_max(F16 a, F16 b) { FASTGRAPH_LANES(int32_t(to_bits(a.
 FASTGRAPH_INLINE F16 round(F16 a) { FASTGRAPH_LANES(__builtin_rintf(a.v[i])); }
 // 2^n for whole n in [-126, 127]. A NaN has no whole part: it gives 1 and the caller's product keeps the NaN.
 FASTGRAPH_INLINE F16 exp2_whole(F16 n) { FASTGRAPH_LANES(n.v[i] == n.v[i] ? from_bits(uint32_t(int32_t(n.v[i]) + 127) << 23) : 1.0f); }
+FASTGRAPH_INLINE F16 square_root(F16 a) { FASTGRAPH_LANES(__builtin_sqrtf(a.v[i])); }
+// floor(log2(a)) of what is positive, finite and no denormal.
+FASTGRAPH_INLINE F16 exponent(F16 a) { FASTGRAPH_LANES(float(int32_t(to_bits(a.v[i]) >> 23) - 127)); }
 FASTGRAPH_INLINE Mask less(F16 a, F16 b) { Mask m; for (int i = 0; i < kLanes; i++) m.m[i] = a.v[i] < b.v[i]; return m; }
 FASTGRAPH_INLINE Mask is_nan(F16 a) { Mask m; for (int i = 0; i < kLanes; i++) m.m[i] = a.v[i] != a.v[i]; return m; }
+FASTGRAPH_INLINE bool any(Mask m) { bool found = false; for (int i = 0; i < kLanes; i++) found |= m.m[i]; return found; }
 FASTGRAPH_INLINE F16 select(Mask m, F16 yes, F16 no) { FASTGRAPH_LANES(m.m[i] ? yes.v[i] : no.v[i]); }
 // Lanes 1 .. 15; the last one is anything.
 FASTGRAPH_INLINE F16 next_lanes(F16 a) { FASTGRAPH_LANES(a.v[(i + 1) % kLanes]); }

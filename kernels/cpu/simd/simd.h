@@ -61,6 +61,9 @@ namespace FASTGRAPH_ISA {
 #if !defined(FASTGRAPH_HAS_HALVES)
 FASTGRAPH_INLINE void load_pairs(const float* p, F16* even, F16* odd) { deinterleave(load(p), load(p + kLanes), even, odd); }
 
+using Factor = F16;  // what many values are multiplied by
+FASTGRAPH_INLINE Factor factor(const float* p) { return load(p); }
+
 // sum[i][v] += left[i] * right for all i; `right` is sixteen floats in memory.
 template <int R, int V>
 FASTGRAPH_INLINE void fma_column(const F16 (&left)[R], const float* right, int v, F16 (&sum)[R][V]) {

@@ -1,0 +1,1 @@
+"""Transposed convolutions over maps with channels last."""

@@ -1,0 +1,1 @@
+"""The same values in memory of another layout."""

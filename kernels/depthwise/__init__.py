@@ -1,0 +1,1 @@
+"""Convolutions of every channel by itself, over maps with channels last."""

@@ -1,0 +1,1 @@
+"""Layer norm, root mean square norm and group norm."""

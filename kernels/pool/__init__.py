@@ -1,0 +1,1 @@
+"""Pools over maps with channels last."""

@@ -1,0 +1,1 @@
+"""Resizing maps with channels last."""
