@@ -357,6 +357,16 @@ def test_a_pixel_counts_for_its_own_outputs_alone(value: float, size: int, gener
         assert torch.equal(y[..., far], plain[..., far])
 
 
+@pytest.mark.parametrize("value", [1e4, 1e12, 1e30])
+@pytest.mark.usefixtures("isa")
+def test_a_pixel_whose_weights_are_zero_leaves_no_error(value: float, generator: torch.Generator) -> None:
+    conv = layer(generator, 64, 48, (3, 3))
+    conv.weight[:, :, 0, :2] = 0
+    x = random(generator, (2, 64, 9, 10))
+    x[1, :, 0, 1] = value  # meets the first two taps of the first row alone
+    check(conv, x)
+
+
 @pytest.mark.usefixtures("isa")
 def test_errors_beside_eager(generator: torch.Generator) -> None:
     """Deep sums, whose blocks bound their errors: no larger than one and a half of eager's, root mean square."""

@@ -31,6 +31,8 @@ struct ConvGeometry {
   int64_t group_panels() const { return (group_outputs() + 15) / 16; }
   // Where it is 4 or 8, `groups` are panels of sixteen channels that hold groups of so many inputs and outputs.
   int64_t spread = 0;
+  // Whether at most eight outputs are left for a group's last panel.
+  bool ends_in_half() const { return !spread && (group_outputs() + 15) % 16 < 8; }
   int64_t taps() const { return kernel_h * kernel_w * (spread ? spread : group_inputs()); }
   int64_t out_height(int64_t height) const { return (height + padding_top + padding_bottom - dilation_h * (kernel_h - 1) - 1) / stride_h + 1; }
   int64_t out_width(int64_t width) const { return (width + padding_left + padding_right - dilation_w * (kernel_w - 1) - 1) / stride_w + 1; }
@@ -72,7 +74,7 @@ struct ConvLayer {
   float largest_pixel;    // up to which nothing in Winograd's sums overflows
   const ConvKernels* kernels;
 
-  // Of the largest tile of so many panels; 0 where there is none.
+  // Of the largest tile of so many panels, 0 for half a one; 0 where there is none.
   int most_rows(int64_t panels) const { return geometry.spread ? (panels == 1 ? kernels->spread_rows[geometry.spread / 8] : 0) : kernels->most_rows[panels]; }
   void tile(int64_t panels, int64_t rows, const ConvTile& tile) const {
     (geometry.spread ? kernels->spread[geometry.spread / 8] : kernels->tiles[panels])[rows](tile);

@@ -49,7 +49,7 @@ struct ConvWinogradTile {
 
 struct ConvKernels {
   int most_rows[kMaxConvPanels + 1];  // of a tile of so many panels; 0 where there is none
-  // tiles[panels][rows]
+  // tiles[panels][rows]; tiles[0] are of half a panel
   void (*const (*tiles)[kMaxConvRows + 1])(const ConvTile&);
   // Of the tiles of small groups, as many outputs as inputs: spread[0][rows] has groups of four, spread[1] of eight.
   int spread_rows[2];

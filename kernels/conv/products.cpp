@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdlib.h>
 
 #include "../cpu/gemm/tile.h"
 
@@ -54,17 +53,18 @@ void copy_pixels(const ConvLayer& layer, const ConvCall& call, const float* from
 }
 
 ConvUnits::ConvUnits(const ConvLayer& layer, int64_t count, int64_t least)
-    : groups_(layer.geometry.groups), panels_(layer.geometry.group_panels()), per_group_(panels_), widest_(1) {
+    : groups_(layer.geometry.groups), halves_(layer.geometry.ends_in_half()), panels_(layer.geometry.group_panels() - halves_), per_group_(panels_ + halves_),
+      widest_(1) {
   double best = HUGE_VAL;
-  for (int64_t width = 1; width <= kMaxConvPanels && layer.most_rows(width) > 0; width++) {
+  for (int64_t width = 1; panels_ > 0 && width <= kMaxConvPanels && layer.most_rows(width) > 0; width++) {
     const int64_t units = (panels_ + width - 1) / width;
-    if (width > 1 && groups_ * units < least) break;
+    if (width > 1 && groups_ * (units + halves_) < least) break;
     const int64_t narrow = panels_ / units, wider = panels_ % units;
     double cycles = double(units - wider) * run_cycles(narrow, count, layer.most_rows(narrow));
     if (wider) cycles += double(wider) * run_cycles(narrow + 1, count, layer.most_rows(narrow + 1));
     if (cycles <= best) {
       best = cycles;
-      per_group_ = units;
+      per_group_ = units + halves_;
       widest_ = narrow + (wider > 0);
     }
   }
@@ -87,7 +87,7 @@ void ConvSums::run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit,
   const ConvGeometry& g = layer.geometry;
   const int64_t channel = unit.group * g.group_outputs() + unit.panel * kConvLanes, width = unit.panels * kConvLanes;
   const int64_t channels = std::min(width, g.group_outputs() - unit.panel * kConvLanes);
-  const int64_t most = layer.most_rows(unit.panels);
+  const int64_t most = layer.most_rows(unit.tile_panels());
   const float* const panels = weights(unit);
   ConvTile tile{};
   tile.panel_stride = g.taps() * kConvLanes;
@@ -103,7 +103,7 @@ void ConvSums::run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit,
     tile.base_stride = is_first ? 0 : width;
     tile.clamps = is_last && epilogue.clamps();
     tile.out_stride = is_last ? y_stride : width;
-    tile.lanes = is_last ? channels - (width - kConvLanes) : kConvLanes;
+    tile.lanes = is_last ? channels - (width - kConvLanes) : unit.sum_lanes();
     const float* const following = is_last ? next : panels + blocks.blocks[b + 1].k * kConvLanes;
     float* so_far = sums;
     int64_t tiles = 0;
@@ -115,7 +115,7 @@ void ConvSums::run_unit(const std::vector<PixelRun>& runs, const ConvUnit& unit,
         tile.base = is_first ? layer.bias + (unit.group * g.group_panels() + unit.panel) * kConvLanes : so_far;
         tile.out = is_last ? run.out + row * y_stride + channel : so_far;
         tile.residual = is_last && run.residual ? run.residual + row * residual_stride + channel : nullptr;
-        layer.tile(unit.panels, rows, tile);
+        layer.tile(unit.tile_panels(), rows, tile);
         if (is_last)
           for (const ActivationCall& call : epilogue.activations) layer.kernels->activate(call, tile.out, y_stride, rows, channels);
         so_far += rows * width;

@@ -26,6 +26,10 @@ struct ConvBlocks {
 // Panels that are summed together, all of one group.
 struct ConvUnit {
   int64_t group, panel, panels;  // panel: within the group
+  bool is_half;                  // the last one of a group, of eight outputs at most
+
+  int64_t tile_panels() const { return is_half ? 0 : panels; }
+  int64_t sum_lanes() const { return is_half ? kConvLanes / 2 : kConvLanes; }  // of the last panel
 };
 
 class ConvUnits {
@@ -36,12 +40,14 @@ class ConvUnits {
   int64_t count() const { return groups_ * per_group_; }
   int64_t widest() const { return widest_; }  // panels
   ConvUnit operator[](int64_t i) const {
-    const int64_t part = i % per_group_, first = panels_ * part / per_group_;
-    return {i / per_group_, first, panels_ * (part + 1) / per_group_ - first};
+    const int64_t part = i % per_group_, whole = per_group_ - halves_;
+    if (part == whole) return {i / per_group_, panels_, 1, true};
+    const int64_t first = panels_ * part / whole;
+    return {i / per_group_, first, panels_ * (part + 1) / whole - first, false};
   }
 
  private:
-  int64_t groups_, panels_, per_group_, widest_;
+  int64_t groups_, halves_, panels_, per_group_, widest_;  // panels_: whole ones of a group
 };
 
 // Calls body(first row, rows) for tiles of at most `most` rows, the fewest, as even as can be.

@@ -9,42 +9,55 @@ namespace fastgraph {
 namespace FASTGRAPH_ISA {
 namespace {
 
-// Rows of the largest tile beside so many panels. GFLOP/s on one core of Golden Cove at k = 64: 4 x 6 190, 3 x 7 189, 2 x 11 189, 1 x 24 166.
+// Rows of the largest tile beside so many panels, or the half of one. GFLOP/s on one core of Golden Cove at k = 64: 4 x 6 190, 3 x 7 189, 2 x 11 189, 1 x 24 166.
 #if defined(__AVX512F__)
-constexpr int kConvRows[kMaxConvPanels + 1] = {0, 14, 12, 8, 6};
+constexpr int kConvRows[kMaxConvPanels + 1] = {14, 14, 12, 8, 6};
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int kConvRows[kMaxConvPanels + 1] = {0, 6, 0, 0, 0};
+constexpr int kConvRows[kMaxConvPanels + 1] = {12, 6, 0, 0, 0};
 #else
-constexpr int kConvRows[kMaxConvPanels + 1] = {0, 4, 0, 0, 0};
+constexpr int kConvRows[kMaxConvPanels + 1] = {4, 4, 0, 0, 0};
 #endif
 
-template <int R, int V>
-struct ConvSums {
-  F16 at[R][V];
+// All lanes of a panel, or the first eight.
+struct WholePanel {
+  using Vector = F16;
+  static FASTGRAPH_INLINE_MEMBER F16 load(const float* p) { return load_once(p); }
+  static FASTGRAPH_INLINE_MEMBER F16 all(float x) { return broadcast(x); }
+};
+struct HalfPanel {
+  using Vector = F8;
+  static FASTGRAPH_INLINE_MEMBER F8 load(const float* p) {
+    F8 lanes = load_8(p);
+#if defined(__AVX2__)
+    asm("" : "+x"(lanes.v));
+#endif
+    return lanes;
+  }
+  static FASTGRAPH_INLINE_MEMBER F8 all(float x) { return broadcast_8(x); }
 };
 
-template <int R, int V>
-FASTGRAPH_INLINE void conv_products(const ConvTile& t, F16 (&sum)[R][V]) {
+template <class Panel, int R, int V>
+FASTGRAPH_INLINE void conv_products(const ConvTile& t, typename Panel::Vector (&sum)[R][V]) {
   constexpr int kGroups = (R + 2) / 3;
   const float *weights = t.weights, *ahead = t.ahead;
   const int64_t stride = t.pixel_stride, panel_stride = t.panel_stride;
 #pragma GCC unroll 16
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) sum[i][v] = broadcast(0.0f);
+    for (int v = 0; v < V; v++) sum[i][v] = Panel::all(0.0f);
   for (const ConvSegment *s = t.segments, *end = s + t.segment_count; s < end; s++) {
     const float* rows[kGroups];
 #pragma GCC unroll 5
     for (int g = 0; g < kGroups; g++) rows[g] = t.pixels + s->offset + 3 * g * stride;
     const auto step = [&](int k) __attribute__((always_inline)) {
-      F16 right[V];
+      typename Panel::Vector right[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) right[v] = load_once(weights + v * panel_stride + k * kLanes);
+      for (int v = 0; v < V; v++) right[v] = Panel::load(weights + v * panel_stride + k * kLanes);
       __builtin_prefetch(ahead + k * kLanes, 0, 2);
 #pragma GCC unroll 16
       for (int i = 0; i < R; i++) {
         if (i % 3 == 0) asm("" : "+r"(rows[i / 3]));
-        const F16 left = broadcast(rows[i / 3][i % 3 * stride + k]);
+        const auto left = Panel::all(rows[i / 3][i % 3 * stride + k]);
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sum[i][v] = fma(left, right[v], sum[i][v]);
       }
@@ -70,43 +83,64 @@ FASTGRAPH_INLINE void conv_products(const ConvTile& t, F16 (&sum)[R][V]) {
   }
 }
 
-// What becomes of the sums; `clamps`: whether there is anything to clamp to.
-template <bool clamps, int R, int V>
+// All lanes, the first eight, or fewer by a mask: with one, AVX2 of Zen 4 takes eighteen cycles for eight.
+template <int full>
+FASTGRAPH_INLINE void store_full(float* to, F16 x) {
+  if constexpr (full == kLanes) return store(to, x);
+  float all[kLanes];
+  store(all, x);
+  memcpy(to, all, full * sizeof(float));
+}
+
+// What becomes of the sums; `clamps`: whether there is anything to clamp to; `full`: lanes that the last panel has at most. A branch more
+// for other lanes costs AVX2 a fifth of the tile's speed, in registers.
+template <bool clamps, int full, int R, int V>
 FASTGRAPH_INLINE void conv_epilogue(const ConvTile& t, const F16 (&sum)[R][V]) {
   const F16 low = broadcast(t.low), high = broadcast(t.high);
-  const auto finish = [&](int i, int v, int64_t lanes) __attribute__((always_inline)) {
+  const auto finish = [&](int i, int v, const auto& load_residual, const auto& put) __attribute__((always_inline)) {
     F16 total = sum[i][v];
     if (t.base) total = add(load(t.base + i * t.base_stride + v * kLanes), total);
-    if (t.residual) {
-      const float* from = t.residual + i * t.residual_stride + v * kLanes;
-      total = add(total, lanes == kLanes ? load(from) : load_first(from, lanes));
-    }
+    if (t.residual) total = add(total, load_residual(t.residual + i * t.residual_stride + v * kLanes));
     if constexpr (clamps) total = clamp(total, low, high);
-    float* to = t.out + i * t.out_stride + v * kLanes;
-    if (lanes == kLanes) store(to, total);
-    else store_first(to, total, lanes);
+    put(t.out + i * t.out_stride + v * kLanes, total);
   };
+  const auto all = [](const float* from) __attribute__((always_inline)) { return load(from); };
+  const auto put_all = [](float* to, F16 x) __attribute__((always_inline)) { store(to, x); };
+  const auto some = [&](const float* from) __attribute__((always_inline)) { return load_first(from, t.lanes); };
 #pragma GCC unroll 16
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v + 1 < V; v++) finish(i, v, kLanes);
-  if (t.lanes == kLanes) {
+    for (int v = 0; v + 1 < V; v++) finish(i, v, all, put_all);
+  if (t.lanes == full) {
+    const auto full_residual = [](const float* from) __attribute__((always_inline)) { return full == kLanes ? load(from) : load_first(from, full); };
 #pragma GCC unroll 16
-    for (int i = 0; i < R; i++) finish(i, V - 1, kLanes);
+    for (int i = 0; i < R; i++) finish(i, V - 1, full_residual, [](float* to, F16 x) __attribute__((always_inline)) { store_full<full>(to, x); });
   } else {
 #pragma GCC unroll 16
-    for (int i = 0; i < R; i++) finish(i, V - 1, t.lanes);
+    for (int i = 0; i < R; i++) finish(i, V - 1, some, [&](float* to, F16 x) __attribute__((always_inline)) { store_first(to, x, t.lanes); });
   }
 }
 
 template <int R, int V>
 __attribute__((noinline)) void conv_tile(const ConvTile& t) {
   F16 sum[R][V];
-  conv_products(t, sum);
-  if (t.clamps) conv_epilogue<true>(t, sum);
-  else conv_epilogue<false>(t, sum);
+  conv_products<WholePanel>(t, sum);
+  if (t.clamps) conv_epilogue<true, kLanes>(t, sum);
+  else conv_epilogue<false, kLanes>(t, sum);
 }
 
+template <int R>
+__attribute__((noinline)) void conv_half_tile(const ConvTile& t) {
+  F8 sum[R][1];
+  conv_products<HalfPanel>(t, sum);
+  F16 whole[R][1];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; i++) whole[i][0] = with_zeros(sum[i][0]);
+  if (t.clamps) conv_epilogue<true, kLanes / 2>(t, whole);
+  else conv_epilogue<false, kLanes / 2>(t, whole);
+}
+
+// tiles[0] are those of half a panel.
 struct ConvTiles {
   void (*at[kMaxConvPanels + 1][kMaxConvRows + 1])(const ConvTile&);
 };
@@ -119,8 +153,17 @@ constexpr void put_conv_tiles(ConvTiles& tiles) {
   }
 }
 
+template <int R>
+constexpr void put_half_tiles(ConvTiles& tiles) {
+  if constexpr (R > 0) {
+    tiles.at[0][R] = conv_half_tile<R>;
+    put_half_tiles<R - 1>(tiles);
+  }
+}
+
 constexpr ConvTiles all_conv_tiles() {
   ConvTiles tiles{};
+  put_half_tiles<kConvRows[0]>(tiles);
   put_conv_tiles<1, kConvRows[1]>(tiles);
   put_conv_tiles<2, kConvRows[2]>(tiles);
   put_conv_tiles<3, kConvRows[3]>(tiles);
@@ -175,8 +218,8 @@ __attribute__((noinline)) void conv_spread_tile(const ConvTile& t) {
       spread_products<G, 0>(weights, pixels, sum);
     }
   }
-  if (t.clamps) conv_epilogue<true>(t, sum);
-  else conv_epilogue<false>(t, sum);
+  if (t.clamps) conv_epilogue<true, kLanes>(t, sum);
+  else conv_epilogue<false, kLanes>(t, sum);
 }
 
 struct ConvSpreadTiles {

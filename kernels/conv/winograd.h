@@ -55,6 +55,7 @@ void conv_finish(const ConvWinogradTile& t) {
       if (t.residual[at]) total = add(total, lanes == kLanes ? load(t.residual[at] + c) : load_first(t.residual[at] + c, lanes));
       total = clamp(total, low, high);
       if (lanes == kLanes) store(t.out[at] + c, total);
+      else if (lanes == kLanes / 2) store_full<kLanes / 2>(t.out[at] + c, total);
       else store_first(t.out[at] + c, total, lanes);
     };
     put(0, add(upper[0], add(upper[1], upper[2])));

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../../kernels/conv/cpu.h"
 #include "../../kernels/conv_pool/cpu.h"
 #include "../../kernels/cpu/activation.h"
 #include "../../kernels/mlp/cpu.h"
@@ -119,6 +120,30 @@ Bounded convolution(const ConvPoolGeometry& g, const float* weight, double bias,
   // Winograd's sums (kernels/conv_pool/winograd.h) multiply each of the three pixels by sums of all three weights.
   if (g.kernel_w == 3 && g.stride_w == 1 && g.dilation_w == 1) sum.widen(neighbours);
   return sum.result(2 * g.in_channels * g.kernel_h * g.kernel_w + 6);
+}
+
+// One output of channel `o` of a convolution.
+template <class Pixel>
+Bounded convolution(const ConvGeometry& g, const float* weight, const float* bias, int64_t o, int64_t row, int64_t column, const Pixel& pixel) {
+  Sum sum(bias ? bias[o] : 0);
+  const int64_t inputs = g.group_inputs(), first = o / g.group_outputs() * inputs;
+  const int64_t top = row * g.stride_h - g.padding_top, left = column * g.stride_w - g.padding_left;
+  double neighbours = bias ? std::abs(bias[o]) : 0;
+  weight += o * inputs * g.kernel_h * g.kernel_w;
+  for (int64_t c = first; c < first + inputs; c++) {
+    double weights = 0, largest = 0;
+    for (int64_t i = 0; i < g.kernel_h; i++)
+      for (int64_t j = 0; j < g.kernel_w; j++, weight++) {
+        const double p = pixel(c, top + i * g.dilation_h, left + j * g.dilation_w);
+        sum.add(*weight, {p, 0});
+        weights += std::abs(double(*weight));
+        if (std::isfinite(p)) largest = std::max(largest, std::abs(p));
+      }
+    neighbours += 36 * weights * largest;
+  }
+  // Winograd's sums (kernels/conv/winograd.h): nine of sums of up to four pixels by sums of up to nine weights.
+  if (g.kernel_h == 3 && g.kernel_w == 3 && g.stride_h * g.stride_w * g.dilation_h * g.dilation_w * g.groups == 1) sum.widen(neighbours);
+  return sum.result(2 * inputs * g.kernel_h * g.kernel_w + 12);
 }
 
 // conv_pool of one image, [out_channels][out_height][out_width].

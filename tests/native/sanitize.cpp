@@ -12,6 +12,7 @@
 #include <string>
 #include <thread>
 
+#include "../../kernels/conv/cpu.h"
 #include "../../kernels/conv_pool_mlp/cpu.h"
 #include "../../kernels/runtime/families.h"
 #include "elementwise.h"
@@ -70,9 +71,10 @@ View view(Guarded& values, const std::vector<int64_t>& sizes, const std::vector<
 }
 
 // Packs on every ISA, pack() giving a kernel, and runs it on x alone and with a number of threads: the same bits every time, close to
-// what is expected. The result's sizes are of no interest to a kernel.
+// what is expected. `shape` has the result's sizes and strides, where a kernel looks at them.
 template <class Pack>
-void check(const std::vector<Bounded>& expected, std::vector<Guarded*> inputs, const View& x, int threads, const std::string& where, const Pack& pack) {
+void check(const std::vector<Bounded>& expected, std::vector<Guarded*> inputs, const View& x, int threads, const std::string& where, const Pack& pack,
+           const View& shape = {nullptr, DType::f32, 0, nullptr, nullptr}) {
   std::unique_ptr<Guarded> first;
   for (const std::string& name : supported()) {
     select_capability(name.c_str());
@@ -80,7 +82,7 @@ void check(const std::vector<Bounded>& expected, std::vector<Guarded*> inputs, c
     for (int count : {1, threads}) {
       const std::string here = where + " " + name + " threads " + std::to_string(count);
       auto y = std::make_unique<Guarded>(int64_t(expected.size()), kUnwritten);
-      const View output{y->data(), DType::f32, 0, nullptr, nullptr};
+      const View output{y->data(), DType::f32, shape.rank, shape.sizes, shape.strides};
       kernel->run(&x, &output, count);
       kernel->run(&x, &output, count);  // at once: now workers take part in the smallest job too
       for (int64_t i = 0; i < y->size(); i++) {
@@ -234,6 +236,60 @@ void try_conv_pool(Random& random, const std::string& where, bool with_mlp) {
   });
 }
 
+// Half of them such as Winograd's form takes.
+ConvGeometry random_conv(Random& random) {
+  const auto few = [&](int64_t least, int64_t most) { return random.chance(0.6) ? least : random.whole(least, most); };
+  const bool is_3x3 = random.chance(0.5);
+  const int64_t groups = is_3x3 ? 1 : random.one_of<int64_t>({1, 1, 2, 4}), size = random.one_of<int64_t>({1, 3, 4, 8, 17});
+  const int64_t inputs = is_3x3 ? random.whole(16, 70) : groups * size, outputs = is_3x3 ? random.whole(16, 50) : random.chance(0.5) ? inputs : groups * random.whole(1, 40);
+  return {inputs, outputs, groups, is_3x3 ? 3 : random.whole(1, 4), is_3x3 ? 3 : random.whole(1, 4), is_3x3 ? 1 : few(1, 3), is_3x3 ? 1 : few(1, 3),
+          few(0, 3), few(0, 3), few(0, 3), few(0, 3), is_3x3 ? 1 : few(1, 3), is_3x3 ? 1 : few(1, 3)};
+}
+
+void try_conv(Random& random, const std::string& where) {
+  ConvGeometry g{};
+  int64_t height, width;
+  do {
+    g = random_conv(random);
+    height = random.whole(1, 13);
+    width = random.whole(1, 13);
+  } while (height + g.padding_top + g.padding_bottom <= g.dilation_h * (g.kernel_h - 1) || width + g.padding_left + g.padding_right <= g.dilation_w * (g.kernel_w - 1));
+  const int64_t batch = random.whole(0, 3), out_height = g.out_height(height), out_width = g.out_width(width);
+  const bool is_last = random.chance(0.7);
+  const int64_t pixel = g.in_channels + (is_last ? random.one_of<int64_t>({0, 0, 5}) : 0), pixels = batch * height * width;
+  Guarded weight(g.out_channels * g.group_inputs() * g.kernel_h * g.kernel_w), bias(g.out_channels);
+  Guarded x(pixels ? (pixels - 1) * pixel + g.in_channels : 0, NAN);  // NaN stays between the pixels
+  const std::vector<int64_t> sizes = {batch, g.in_channels, height, width}, of_y = {batch, g.out_channels, out_height, out_width};
+  const std::vector<int64_t> strides = is_last ? std::vector<int64_t>{height * width * pixel, 1, width * pixel, pixel}
+                                               : std::vector<int64_t>{g.in_channels * height * width, height * width, width, 1};
+  const std::vector<int64_t> y_strides = {out_height * out_width * g.out_channels, 1, out_width * g.out_channels, g.out_channels};
+  const auto at = [&](int64_t n, int64_t c, int64_t i, int64_t j) { return n * strides[0] + c * strides[1] + i * strides[2] + j * strides[3]; };
+  fill(weight, random, std::sqrt(1 / double(g.group_inputs() * g.kernel_h * g.kernel_w)));
+  fill(bias, random, 1);
+  for (int64_t n = 0; n < batch; n++)
+    for (int64_t c = 0; c < g.in_channels; c++)
+      for (int64_t i = 0; i < height * width; i++) x[at(n, c, i / width, i % width)] = random.normal(1);
+  for (int64_t i = random.chance(0.4) && batch ? random.whole(1, 4) : 0; i > 0; i--)
+    x[at(random.whole(0, batch - 1), random.whole(0, g.in_channels - 1), random.whole(0, height - 1), random.whole(0, width - 1))] =
+        random.one_of<float>({NAN, -NAN, HUGE_VALF, -HUGE_VALF, 1e-42f, -0.0f, 1e30f});
+
+  const float* const bias_data = random.chance(0.7) ? bias.data() : nullptr;
+  std::vector<Bounded> expected;
+  for (int64_t n = 0; n < batch; n++)
+    for (int64_t p = 0; p < out_height * out_width; p++)
+      for (int64_t o = 0; o < g.out_channels; o++)
+        expected.push_back(convolution(g, weight.data(), bias_data, o, p / out_width, p % out_width, [&](int64_t c, int64_t i, int64_t j) -> double {
+          return i < 0 || i >= height || j < 0 || j >= width ? 0 : x[at(n, c, i, j)];
+        }));
+  std::string name = " conv";
+  for (int64_t v : {g.in_channels, g.out_channels, g.groups, g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.padding_top, g.padding_left,
+                    g.padding_bottom, g.padding_right, g.dilation_h, g.dilation_w, batch, height, width, int64_t(is_last)})
+    name += " " + std::to_string(v);
+  const View shape{nullptr, DType::f32, 4, of_y.data(), y_strides.data()};
+  check(expected, {&weight, &bias, &x}, view(x, sizes, strides), int(random.whole(2, 4)), where + name,
+        [&] { return std::make_unique<Conv>(g, weight.data(), bias_data, false, families::conv.kernels()); }, shape);
+}
+
 void try_elementwise(Random& random, const std::string& where) {
   if (const std::string wrong = try_pointwise(random, supported()); !wrong.empty()) fail(wrong, where + "pointwise");
   if (const std::string wrong = try_copy(random, supported()); !wrong.empty()) fail(wrong, where + "copy");
@@ -306,6 +362,7 @@ int main(int argc, char** argv) {
     Random random(seed + uint64_t(i));
     const std::string where = "seed " + std::to_string(seed + uint64_t(i)) + ": ";
     try_mlp(random, where);
+    try_conv(random, where);
     try_conv_pool(random, where, false);
     try_conv_pool(random, where, true);
     for (int more = 0; more < 5; more++) try_elementwise(random, where);
