@@ -1,4 +1,4 @@
-"""Strides that eager's results have: a plan lays values out otherwise, and what leaves it has to lie as eager's does."""
+"""Strides of eager's results: a plan lays values out otherwise, and what leaves it has to lie as eager's does."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,4 +54,5 @@ def _value(
         read += op.tensors()
     if is_computed and (in_order or all(x.is_contiguous() for x in read)):
         return torch.empty(sizes[node], device="meta")
-    return op.shown(*args) if isinstance(op, BoundAten) else node.target(*args, **kwargs)  # type: ignore[operator]
+    call: Any = op.shown if isinstance(op, BoundAten) else node.target
+    return call(*args, **kwargs)
