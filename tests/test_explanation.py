@@ -134,9 +134,9 @@ NO = "same bits: not promised, since a row's may depend on the batch, threads or
         (Function(lambda m, x: m.first(x) + m.embedding(x.long() % 9)[:, 0]), X, YES),
         (Function(lambda m, x: m.first(x).add(x, alpha=2)), X, YES),
         (
-            Function(lambda m, x: m.norm(x).cumsum(1).exp()),
+            Function(lambda m, x: m.norm(x).cumsum(1)),
             X,
-            NO + "aten.layer_norm (1), aten.cumsum (1), aten.exp (1)",
+            NO + "aten.layer_norm (1), aten.cumsum (1)",
         ),
         (Function(lambda m, x: m.norm(m.first(x)).exp()), X, YES),
         (nn.Conv2d(1, 4, 3), torch.randn(2, 1, 8, 8), YES),

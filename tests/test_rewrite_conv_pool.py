@@ -88,8 +88,6 @@ def test_what_is_faster_by_itself_is_left_so(channels: int, width: int, fuses: b
     assert ("conv_pool" in names) is fuses
     where = f"{channels} input channels, a 3x3 kernel and rows of {width}"
     reason = f"convolution and pool by themselves are faster at {where}"
-        f"convolution and pool by themselves are faster at {channels} input channels, a 3x3 kernel and rows of {width}"
-    )
     assert reasons.get("conv_pool") == (None if fuses else reason)
 
 
