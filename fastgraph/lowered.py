@@ -24,7 +24,7 @@ from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.copy.aten import parts
 from fastgraph.kernels.library import Size
 from fastgraph.kernels.lowering import LOWERINGS, BoundAten, Lowering, NotLowered, Operand, Pending, require, size_of
-from fastgraph.strides import eager_strides
+from fastgraph.strides import known_strides
 
 aten = torch.ops.aten
 _CAT = aten.cat.default
@@ -38,7 +38,7 @@ class Lowered(NamedTuple):
     outputs: list[int]
     steps: list[Any]
     sizes: list[Size]
-    strides: list[tuple[int, ...]]  # that eager's results have
+    strides: list[tuple[int, ...]] | None  # of eager's results; None: only eager knows
 
 
 def lower(
@@ -52,7 +52,7 @@ def lower(
         walk = _Walk(graph, ops, constants, inputs)
         if places := _places(graph, walk.sizes):
             walk = _Walk(graph, ops, constants, inputs, places, walk.sizes)
-        return walk.lowered(eager_strides(graph, ops, constants, inputs, walk.sizes))
+        return walk.lowered(known_strides(graph, ops, constants, inputs, walk.sizes))
     except NotLowered:
         return None
 
@@ -94,7 +94,7 @@ class _Walk:
             if isinstance(value, torch.Tensor | Pending):
                 self.sizes[node] = size_of(value)
 
-    def lowered(self, strides: list[tuple[int, ...]]) -> Lowered:
+    def lowered(self, strides: list[tuple[int, ...]] | None) -> Lowered:
         """All of it; strides: of eager's results."""
         results = list(self._graph.output_node().all_input_nodes)
         outputs: list[int] = []
@@ -184,8 +184,10 @@ class _Walk:
         """A view of memory where its strides allow one, else of a copy in order; sizes as numbers."""
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._ready)
         x, *others = args
+        if not isinstance(x, torch.Tensor):  # one of several views
+            return node.target(*args, **kwargs)  # type: ignore[operator]
         for in_order in (False, True):
-            source: Any = self._low.contiguous(x) if in_order and isinstance(x, torch.Tensor) else x
+            source = self._low.contiguous(x) if in_order else x
             try:
                 result = node.target(source, *others, **kwargs)  # type: ignore[operator]
             except Exception as error:  # no view of such strides, or as ATen

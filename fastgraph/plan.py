@@ -41,6 +41,10 @@ VIEWS = {
     aten.select.int,
     aten.expand.default,
     aten.contiguous.default,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    operator.getitem,
 }
 SIZES = {aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv}
 
@@ -207,7 +211,7 @@ class Plan:
             results = [given[0].new_empty(size) for size in lowered.sizes]
             assert self.kernel is not None
             self.kernel.run(given, results, torch.get_num_threads())
-            results = tuple(map(_with_strides, results, lowered.strides))
+            results = tuple(map(_with_strides, results, lowered.strides or ()))
         return results[0] if len(results) == 1 else results
 
     def result_sizes(self, *inputs: torch.Tensor) -> list[Size] | None:
@@ -216,7 +220,8 @@ class Plan:
         if lowered is None or not all(x.is_contiguous() for x in inputs):
             return None
         contiguous = (torch.empty(size, device="meta").stride() for size in lowered.sizes)
-        return lowered.sizes if all(map(_are_alike, lowered.sizes, lowered.strides, contiguous)) else None
+        alike = map(_are_alike, lowered.sizes, lowered.strides or (), contiguous)
+        return lowered.sizes if all(alike) else None
 
     def _lowered(self, inputs: tuple[torch.Tensor, ...]) -> Lowered | None:
         if self.kernel is None or not all(native.is_plain(x, torch.float32) for x in inputs):
@@ -225,6 +230,8 @@ class Plan:
         if form not in self._forms:
             lowered = lower(self._graph, self._ops, self._constants, inputs)
             if lowered is not None:
+                if lowered.strides is None:
+                    lowered = lowered._replace(strides=[y.stride() for y in self._general(*inputs)])
                 self.kernel.admit(lowered.slots, lowered.inputs, lowered.outputs, lowered.steps)
             if len(self._forms) < _MAX_FORMS:
                 self._forms[form] = lowered

@@ -60,21 +60,9 @@ class BoundAten:
         """Its constant tensors."""
         return [leaf for leaf in pytree.tree_leaves(self._arguments) if isinstance(leaf, torch.Tensor)]
 
-    def shown(self, input: torch.Tensor) -> torch.Tensor:
-        """ATen's result for a tensor on the meta device, for its strides."""
-        arguments, named = _on_meta(self._arguments)
-        result: torch.Tensor = self._target(input, *arguments, **named)
-        return result
-
     def lower(self, low: "Lowering", x: "Operand") -> "Operand":
         """Adds what computes it."""
         raise NotImplementedError
-
-
-def _on_meta(values: Any) -> Any:
-    return pytree.tree_map_only(
-        torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"), values
-    )
 
 
 BOUND: dict[Any, type[BoundAten]] = {}  # by ATen's operator: those that compute on constant weights
