@@ -15,15 +15,15 @@ def test_any_module_comes_through(generator: torch.Generator) -> None:
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     cases = [
-        (torchvision.models.resnet18(), (1, 3, 64, 64), {"conv_pool", "mlp"}),
-        (torchvision.models.mobilenet_v3_small(), (2, 3, 64, 64), {"mlp"}),
+        (torchvision.models.resnet18(), (1, 3, 64, 64), {"conv_pool", "conv", "pointwise", "pool", "mlp"}),
+        (torchvision.models.mobilenet_v3_small(), (2, 3, 64, 64), {"conv", "pointwise", "pool", "mlp"}),
         (
             nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(216, 10)),
             (4, 1, 16, 16),
             {"conv_pool", "mlp"},
         ),
-        (nn.Conv1d(3, 4, 3), (2, 3, 10), set()),
-        (encoder, (2, 5, 16), {"mlp"}),
+        (nn.Conv1d(3, 4, 3), (2, 3, 10), {"conv"}),
+        (encoder, (2, 5, 16), {"mlp", "norm", "pointwise"}),
     ]
     for model, shape, fused in cases:
         model = model.eval()
