@@ -18,7 +18,7 @@ from fastgraph.aliases import is_mutation, tensors
 from fastgraph.gradients import compiled
 from fastgraph.kernels import native
 from fastgraph.kernels.library import Size
-from fastgraph.kernels.lowering import LOWERINGS
+from fastgraph.kernels.lowering import can_be_lowered
 from fastgraph.lowered import Lowered, lower
 
 aten = torch.ops.aten
@@ -69,7 +69,7 @@ def with_plans(
 
 def is_lowered(node: fx.Node) -> bool:
     """Whether the node calls one of ATen's operators that have kernels in a plan, on fp32 tensors of the CPU."""
-    if node.op != "call_function" or node.target not in LOWERINGS:
+    if node.op != "call_function" or not can_be_lowered(node.target, *node.args, **node.kwargs):
         return False
     return all(is_fp32(n) for n in (node, *node.all_input_nodes)) and all(
         is_size(n) for n in node.all_input_nodes if not tensors(n.meta.get("val"))

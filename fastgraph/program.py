@@ -56,6 +56,7 @@ class State:
     values: SimpleNamespace  # constants and fused ops under the names that the program uses
     computed: dict[fx.Node, torch.Tensor]  # constants that are no parameters
     plans: dict[str, Plan]
+    forward: Callable[..., Any]  # the program, of the values
     # A call of the module in one step, where there can be one: its result, or None for the general way.
     fast_path: Callable[..., Any] | None = None
     admit: Callable[..., None] = lambda *inputs: None  # lets inputs like these take the fast path from now on
@@ -95,14 +96,20 @@ class Program:
         self._names: dict[fx.Node, str] = {}
         self._fused: dict[str, tuple[Op, fx.Node]] = {}
         self._bound: dict[str, fx.Node] = {}  # ATen's operators that have kernels in plans, with constant weights
-        program = self._without_constants(pack)
-        fixed = {name for node, name in self._names.items() if node in self._constants}
-        bound = dict.fromkeys(self._fused, False) | {name: name.startswith("conv_") for name in self._bound}
-        self.graph, self._stretches = with_plans(program, bound, fixed)
+        self._whole = self._without_constants(pack)
+        self._without_kernels: set[str] = set()  # names of calls
+        self._group()
         self._out_spec = out_spec
-        self._forward = compiled(self.graph)
         self._lock = threading.Lock()
         self._state: State | None = None
+
+    def _group(self) -> None:
+        """Finds the stretches that are plans, of calls that have kernels as far as is known."""
+        fixed = {name for node, name in self._names.items() if node in self._constants}
+        bound = dict.fromkeys(self._fused, False) | {name: name.startswith("conv_") for name in self._bound}
+        known = {name: alone for name, alone in bound.items() if name not in self._without_kernels}
+        self.graph, self._stretches = with_plans(self._whole, known, fixed)
+        self._forward = compiled(self.graph)
 
     def tensors(self) -> list[torch.Tensor]:
         """The parameters and buffers that the state depends on, as they are now."""
@@ -138,11 +145,15 @@ class Program:
             name: BOUND[n.target](n.target, *fold(n.args[1:], values), **fold(n.kwargs, values))
             for name, n in self._bound.items()
         }
+        without = {name for name, op in (ops | aten).items() if op.kernel is None}
+        if without != self._without_kernels:
+            self._without_kernels = without
+            self._group()
         plans = {name: Plan(graph, ops | aten, named) for name, graph in self._stretches.items()}
         calls: dict[str, Any] = ops | plans
         fused = aten | {name: with_fast_path(call) for name, call in calls.items()}
         computed = {node: value for node, value in values.items() if node.op == "call_function"}
-        state = State(snapshot, SimpleNamespace(**named, **fused), computed, plans)
+        state = State(snapshot, SimpleNamespace(**named, **fused), computed, plans, self._forward)
         if (name := self._only_call()) in calls:
             self._open_kernel(state, calls[name])
         elif self._out_spec is not None and self._returns_tensors():
@@ -159,14 +170,14 @@ class Program:
         """A guard before the program: one look in native code at what `OptimizedModule` asks on the general way."""
         holds = guard(self._watched, state.snapshot, structure=self._structure)
         if holds is not None:
-            run, values = self._forward, state.values
+            run, values = state.forward, state.values
             result = itemgetter(0) if out_spec.is_leaf() else out_spec.unflatten  # the former 0.5 us less
             state.fast_path = lambda *inputs: result(run(values, *inputs)) if holds(*inputs) else None
             state.admit = holds.admit
 
     def run(self, state: State, *inputs: Any) -> tuple[Any, ...]:
         """The program on flattened inputs."""
-        return self._forward(state.values, *inputs)
+        return state.forward(state.values, *inputs)
 
     def run_with_gradients(self, *inputs: Any) -> tuple[Any, ...]:
         """The same, with gradients for the inputs and the parameters."""

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from fastgraph.kernels import native
 
 LOWERINGS: dict[Any, Callable[..., Any]] = {}  # by ATen's operator
+_CONDITIONS: dict[Any, Callable[..., bool]] = {}  # what an operator's arguments have to be
 
 
 class NotLowered(Exception):
@@ -100,14 +101,24 @@ def size_of(x: Operand) -> torch.Size:
     return x.tensor.shape if isinstance(x, Pending) else x.shape
 
 
-def lowers(*targets: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers how these operators are lowered."""
+def lowers(*targets: Any, when: Callable[..., bool] | None = None) -> Callable[..., Callable[..., Any]]:
+    """Registers how these operators are lowered; `when(*arguments)`: only with such arguments, whatever the sizes.
+
+    What is refused so splits a plan; what is refused in lowering only leaves all of the plan to ATen.
+    """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         LOWERINGS.update(dict.fromkeys(targets, function))
+        if when is not None:
+            _CONDITIONS.update(dict.fromkeys(targets, when))
         return function
 
     return register
+
+
+def can_be_lowered(target: Any, *arguments: Any, **named: Any) -> bool:
+    """Whether an operator with these arguments, where anything may stand for a tensor, has a kernel."""
+    return target in LOWERINGS and (target not in _CONDITIONS or _CONDITIONS[target](*arguments, **named))
 
 
 def channels_last_strides(size: Sequence[int], pixel: int | None = None) -> tuple[int, ...]:

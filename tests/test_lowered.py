@@ -80,6 +80,7 @@ MAPS: dict[str, Callable[..., Any]] = {
     "in place": lambda m, x, y: F.relu(x.add_(y), inplace=True).mul_(0.5),
     "constants": lambda m, x, y: x * m.slope[:, None, None] + m.slope.exp()[None, :, None, None] - 1,
     "strided": lambda m, x, y: m.last(F.relu(x) + y),
+    "other axes": lambda m, x, y: (2 * x).softmax(1) * y.mean(1, True) + y.amax(2, True) - x.sum(3, True),
 }
 LINES: dict[str, Callable[..., Any]] = {
     "pools": lambda m, x, y: F.max_pool1d(x, 3, 2, 1) + F.avg_pool1d(y, 3, 2, 1),
@@ -248,6 +249,33 @@ def test_files_run_plans(tmp_path: Any, generator: torch.Generator) -> None:
         assert torch.equal(again(x), fast(x))
     assert forms(again)
     assert None not in forms(again)
+
+
+SPLITS: dict[str, Callable[..., Any]] = {
+    "a power": lambda m, x, y: F.relu(m.transposed(F.relu(x).pow(1.7) + y)),
+    "a transposed convolution": lambda m, x, y: F.relu(F.conv_transpose2d(F.relu(x), m.first.weight, stride=2)) + 1,
+    "bounds in tensors": lambda m, x, y: m.last(torch.clamp(x, y, y + 1)) * 2,
+    "scales": lambda m, x, y: m.last(F.selu(x) + y) * 2,
+    "a sum in float64": lambda m, x, y: m.last(x * y.sum((2, 3), True, dtype=torch.float64).float()),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_what_has_no_kernel_splits_a_plan(name: str, generator: torch.Generator) -> None:
+    """The convolutions before it, at least, still run in kernels."""
+    torch.manual_seed(3)
+    model = Map(SPLITS[name]).eval()
+    fast = fastgraph.optimize(model, (random(generator, (2, 3, 9, 8)),))
+    x = random(generator, (3, 3, 9, 8))
+    with torch.no_grad():
+        for y, e, r in zip(
+            parts(fast(x)), parts(model(x)), parts(copy.deepcopy(model).double()(x.double())), strict=True
+        ):
+            assert_close_to_reference(y, e, r)
+    assert forms(fast)
+    assert None not in forms(fast)
+    assert {row.kernel.split(" ")[0] for row in fast.explain() if row.node == "conv2d"} == {"conv"}
+    assert "ATen" in {row.kernel for row in fast.explain()}
 
 
 def test_a_stretch_without_kernels_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:

@@ -138,23 +138,30 @@ def hardtanh(low: Lowering, x: Operand, min_val: float = -1, max_val: float = 1)
     return _activation(low, x, "clamp", _number(min_val), _number(max_val))
 
 
-@lowers(aten.clamp.default)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _are_bounds(x: Any, min: Any = None, max: Any = None) -> bool:
+    given = [bound for bound in (min, max) if bound is not None]
+    return all(map(_is_number, given)) and (len(given) < 2 or min <= max)
+
+
+@lowers(aten.clamp.default, when=_are_bounds)
 def clamp(low: Lowering, x: Operand, min: float | None = None, max: float | None = None) -> Operand:
     """To [min, max]."""
     least = -torch.inf if min is None else _number(min)
     most = torch.inf if max is None else _number(max)
-    if least > most:
-        raise NotLowered("bounds that cross")
     return _activation(low, x, "clamp", least, most)
 
 
-@lowers(aten.clamp_min.default)
+@lowers(aten.clamp_min.default, when=lambda x, min: _is_number(min))
 def clamp_min(low: Lowering, x: Operand, min: float) -> Operand:
     """To [min, inf]."""
     return clamp(low, x, min)
 
 
-@lowers(aten.clamp_max.default)
+@lowers(aten.clamp_max.default, when=lambda x, max: _is_number(max))
 def clamp_max(low: Lowering, x: Operand, max: float) -> Operand:
     """To [-inf, max]."""
     return clamp(low, x, None, max)
@@ -172,11 +179,9 @@ def leaky_relu(low: Lowering, x: Operand, negative_slope: float = 0.01) -> Opera
     return _activation(low, x, "leaky_relu", _number(negative_slope))
 
 
-@lowers(aten.elu.default)
+@lowers(aten.elu.default, when=lambda x, alpha=1, scale=1, input_scale=1: (scale, input_scale) == (1, 1))
 def elu(low: Lowering, x: Operand, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Operand:
     """Below zero alpha (e^x - 1)."""
-    if (scale, input_scale) != (1, 1):
-        raise NotLowered("elu with scales")
     return _activation(low, x, "elu", _number(alpha))
 
 
@@ -235,11 +240,9 @@ def sub(low: Lowering, x: Operand, y: Any, *, alpha: float = 1) -> Operand:
     return pointwise(low, lambda a, b: instruction("sub", a, b, p=_number(alpha)), x, y)
 
 
-@lowers(aten.rsub.Scalar)
+@lowers(aten.rsub.Scalar, when=lambda x, y, alpha=1: alpha == 1 and _is_number(y))
 def rsub(low: Lowering, x: Operand, y: float, alpha: float = 1) -> Operand:
     """y - alpha x."""
-    if alpha != 1:
-        raise NotLowered("rsub with alpha")
     return pointwise(low, lambda register: instruction("rsub_scalar", register, p=_number(y)), x)
 
 
@@ -274,11 +277,9 @@ def minimum(low: Lowering, x: Operand, y: Operand) -> Operand:
 _POWERS = {2: "square", 3: "cube", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
 
 
-@lowers(aten.pow.Tensor_Scalar)
+@lowers(aten.pow.Tensor_Scalar, when=lambda x, exponent: _is_number(exponent) and exponent in _POWERS)
 def pow(low: Lowering, x: Operand, exponent: float) -> Operand:
     """Some powers."""
-    if exponent not in _POWERS:
-        raise NotLowered(f"a power of {exponent}")
     return pointwise(low, lambda register: instruction(_POWERS[exponent], register), x)
 
 
