@@ -229,6 +229,16 @@ def test_wrong_sizes_are_eagers_errors(name: str, size: tuple[int, ...], generat
             torch.testing.assert_close(fast(x), expected)
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(4), nn.MaxPool1d(2)])
+def test_maps_without_a_batch_axis(pool: nn.Module, generator: torch.Generator) -> None:
+    """[C, H, W] is no [N, C, W]: an operator over two axes takes maps of its own rank, all else is ATen's."""
+    model = nn.Sequential(pool, nn.Linear(4, 3)).eval()
+    x = random(generator, (3, 8, 8) if not isinstance(pool, nn.MaxPool1d) else (3, 8))
+    fast = fastgraph.optimize(model, (x,))
+    with torch.no_grad():
+        assert_close_to_reference(fast(x), model(x), copy.deepcopy(model).double()(x.double()))
+
+
 def test_weights_that_change(generator: torch.Generator) -> None:
     model, fast, size = optimized("map norms")
     x = random(generator, size)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fastgraph.kernels.lowering import Lowering, NotLowered, Operand, lowers
+from fastgraph.kernels.lowering import Lowering, Operand, lowers, require, size_of
 
 aten = torch.ops.aten
 
@@ -29,9 +29,9 @@ def _upsample(
     factors: Sequence[float] | None,
     align_corners: bool = False,
 ) -> torch.Tensor:
+    fits = len(size_of(x)) == 4 and (output_size is None) != (factors is None)
+    require(fits, "resizing of other than two axes")
     x = low.channels_last(x)
-    if x.dim() != 4 or (output_size is None) == (factors is None):
-        raise NotLowered("resizing of other than two axes")
     before = x.shape[2:]
     if output_size is None:
         assert factors is not None
