@@ -20,7 +20,6 @@ import fastgraph.kernels.pointwise.aten
 import fastgraph.kernels.pool.aten
 import fastgraph.kernels.reduce.aten
 import fastgraph.kernels.upsample.aten  # noqa: F401
-from fastgraph.kernels.bound import Bound
 from fastgraph.kernels.copy.aten import parts
 from fastgraph.kernels.library import Size
 from fastgraph.kernels.lowering import LOWERINGS, BoundAten, Lowering, NotLowered, Operand, Pending, require, size_of
@@ -154,16 +153,13 @@ class _Walk:
     def _call(self, node: fx.Node, op: Any) -> Operand:
         (x,), _ = self._arguments(node)
         if isinstance(op, BoundAten):
-            if op.kernel is None:
-                raise NotLowered("no kernel for such weights")
             self._low.into(self._place(node))
             value = op.lower(self._low, x)
             self._low.into(None)
             return value
         x = self._low.ready(x)
-        is_mlp = isinstance(op, Bound) and op.op.name == "mlp"
-        has_rows = is_mlp and x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]
-        x = x if has_rows else self._low.contiguous(x)
+        has_rows = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+        x = x if has_rows and op.op.takes_row_strides else self._low.contiguous(x)
         size = op.output_size(torch.empty(x.shape))
         require(size is not None, "the kernel does not take this input")
         return self._low.step(op.kernel, [x], self._low.new(size))
@@ -176,7 +172,7 @@ class _Walk:
             alone = len(n.users) == 1 and leaves.count(n) == 1
             return self._values[n] if alone else self._ready(n)
 
-        if node.target is _CAT:
+        if node.target is _CAT:  # each of them in its place
             return fx.map_arg((node.args, node.kwargs), self._ready)
         return fx.map_arg((node.args, node.kwargs), value)
 

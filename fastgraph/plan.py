@@ -18,7 +18,7 @@ from fastgraph.aliases import is_mutation, tensors
 from fastgraph.gradients import compiled
 from fastgraph.kernels import native
 from fastgraph.kernels.library import Size
-from fastgraph.kernels.lowering import can_be_lowered
+from fastgraph.kernels.lowering import are_alike, can_be_lowered
 from fastgraph.lowered import Lowered, lower
 
 aten = torch.ops.aten
@@ -220,7 +220,7 @@ class Plan:
         if lowered is None or not all(x.is_contiguous() for x in inputs):
             return None
         contiguous = (torch.empty(size, device="meta").stride() for size in lowered.sizes)
-        alike = map(_are_alike, lowered.sizes, lowered.strides or (), contiguous)
+        alike = map(are_alike, lowered.sizes, lowered.strides or (), contiguous)
         return lowered.sizes if all(alike) else None
 
     def _lowered(self, inputs: tuple[torch.Tensor, ...]) -> Lowered | None:
@@ -239,12 +239,7 @@ class Plan:
         return self._forms[form]
 
 
-def _are_alike(size: Size, strides: tuple[int, ...], others: tuple[int, ...]) -> bool:
-    """Whether values lie alike: strides along axes of one value say nothing."""
-    return all(n == 1 or a == b for n, a, b in zip(size, strides, others, strict=True))
-
-
 def _with_strides(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    if _are_alike(x.shape, x.stride(), strides):
+    if are_alike(x.shape, x.stride(), strides):
         return x
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)

@@ -106,7 +106,9 @@ class Program:
     def _group(self) -> None:
         """Finds the stretches that are plans, of calls that have kernels as far as is known."""
         fixed = {name for node, name in self._names.items() if node in self._constants}
-        bound = dict.fromkeys(self._fused, False) | {name: name.startswith("conv_") for name in self._bound}
+        bound = dict.fromkeys(self._fused, False) | {
+            name: BOUND[node.target].makes_a_plan for name, node in self._bound.items()
+        }
         known = {name: alone for name, alone in bound.items() if name not in self._without_kernels}
         self.graph, self._stretches = with_plans(self._whole, known, fixed)
         self._forward = compiled(self.graph)

@@ -58,6 +58,7 @@ class Op:
     run: Callable[[Any, torch.Tensor, Size], torch.Tensor]  # (kernel, plain input, size of the result)
     setup_context: autograd.Keep  # as in torch.library.register_autograd
     backward: autograd.Backward  # (ctx, gradient): a gradient or None for every argument
+    takes_row_strides: bool = False  # whether the kernel's `run` takes matrices with any stride between their rows
     takes: Callable[..., bool] = _takes_all  # whether the kernel has a way through inputs of this shape
     otherwise: Callable[..., torch.Tensor] | None = None  # the op on the CPU without its kernel; None: `reference`
 

@@ -42,10 +42,12 @@ def axis_of(dim: int, rank: int) -> int:
 class BoundAten:
     """An ATen operator of one tensor as a function of it, for other arguments that stay what they are.
 
-    name: of the kernel's folder. kernel: what it has packed, None where it takes no such arguments.
+    name: of the kernel's folder. kernel: what it has packed, None where it takes no such arguments. makes_a_plan:
+    whether one alone is worth a plan.
     """
 
     name: str
+    makes_a_plan = False
     kernel: Any = None
 
     def __init__(self, target: Any, *arguments: Any, **named: Any) -> None:
@@ -64,6 +66,14 @@ class BoundAten:
     def lower(self, low: "Lowering", x: "Operand") -> "Operand":
         """Adds what computes it."""
         raise NotImplementedError
+
+
+def takes_fp32(*weights: torch.Tensor | None) -> bool:
+    """Whether kernels take these weights, fp32, of which there may be none."""
+    present = [t for t in weights if t is not None]
+    if native.kernels() is None or any(t.dtype is not torch.float32 for t in present):
+        return False
+    return not present or native.takes(*present)
 
 
 BOUND: dict[Any, type[BoundAten]] = {}  # by ATen's operator: those that compute on constant weights
@@ -131,6 +141,11 @@ def channels_last_strides(size: Sequence[int], pixel: int | None = None) -> tupl
     return tuple(strides)
 
 
+def are_alike(size: Sequence[int], strides: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether values lie alike: strides along axes of one value say nothing."""
+    return all(n == 1 or a == b for n, a, b in zip(size, strides, others, strict=True))
+
+
 def as_channels_last(x: torch.Tensor) -> torch.Tensor | None:
     """`x` with the strides that kernels are told, where it has channels last (kernels/cpu/kernel.h), else None."""
     if x.dim() not in (3, 4) or 0 in x.shape:
@@ -141,8 +156,7 @@ def as_channels_last(x: torch.Tensor) -> torch.Tensor | None:
     if (channels > 1 and x.stride(1) != 1) or pixel < channels:
         return None
     strides = channels_last_strides(x.shape, pixel)
-    alike = all(size == 1 or a == b for size, a, b in zip(x.shape, x.stride(), strides, strict=True))
-    return x.as_strided(x.shape, strides) if alike else None
+    return x.as_strided(x.shape, strides) if are_alike(x.shape, x.stride(), strides) else None
 
 
 class Lowering:
@@ -161,9 +175,9 @@ class Lowering:
 
     def new(self, size: Sequence[int], *, channels_last: bool = False) -> torch.Tensor:
         """A value with memory of its own."""
-        strides = channels_last_strides(size) if channels_last else None
-        x = torch.empty_strided(size, strides, device="meta") if strides else torch.empty(size, device="meta")
-        return self._own(x, 0)
+        if channels_last:
+            return self._own(torch.empty_strided(size, channels_last_strides(size), device="meta"), 0)
+        return self._own(torch.empty(size, device="meta"), 0)
 
     def constant(self, tensor: torch.Tensor) -> torch.Tensor:
         """A value that is the same in every call, where it is. The caller keeps it alive."""
@@ -220,7 +234,7 @@ class Lowering:
         """The value with its elements in order."""
         x = self.ready(x)
         if x.is_contiguous():
-            return x.as_strided(x.shape, _contiguous_strides(x.shape))
+            return x.as_strided(x.shape, torch.empty(x.shape, device="meta").stride())
         return self.copy(x, self.new(x.shape))
 
     def channels_last(self, x: Operand) -> torch.Tensor:
@@ -241,11 +255,3 @@ class Lowering:
     def into(self, place: torch.Tensor | None) -> None:
         """What is computed next is a part of a concatenation, with channels last; None: it is not."""
         self._destination = place
-
-
-def _contiguous_strides(size: Sequence[int]) -> tuple[int, ...]:
-    strides, stride = [1] * len(size), 1
-    for axis in range(len(size) - 1, -1, -1):
-        strides[axis] = stride
-        stride *= size[axis]
-    return tuple(strides)

@@ -53,6 +53,16 @@ _module = native.kernels()
 _unchanged = _unchanged_in_python if _module is None else _module.unchanged
 
 
+def contiguous(tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Their values in order, without a history. Whoever takes addresses of them keeps them alive meanwhile."""
+    return [None if t is None else t.detach().contiguous() for t in tensors]
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Of the values; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 class Packed:
     """Packed weights by the tensors that they were packed from, dropped with the first of them."""
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from fastgraph.kernels import native
-from fastgraph.kernels.lowering import BoundAten, Lowering, Operand, Pending, binds, require, size_of
-from fastgraph.kernels.weights import Packed
+from fastgraph.kernels.conv_pool.op import conv_size
+from fastgraph.kernels.lowering import BoundAten, Lowering, Operand, Pending, binds, require, size_of, takes_fp32
+from fastgraph.kernels.weights import Packed, address, contiguous
 
 aten = torch.ops.aten
 
@@ -44,12 +45,10 @@ def numbers(value: Any, axes: int) -> list[int]:
 def _pack(tensors: Sequence[torch.Tensor | None], sizes: tuple[int, ...]) -> Any:
     module = native.kernels()
     assert module is not None
-    weight, bias = (None if t is None else t.detach().contiguous() for t in tensors)
-    assert weight is not None
-    addresses = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
+    weight, bias = contiguous(tensors)
     if is_depthwise(sizes):
-        return module.Depthwise(*addresses, list(sizes))
-    return module.Conv(*addresses, list(sizes), False)
+        return module.Depthwise(address(weight), address(bias), list(sizes))
+    return module.Conv(address(weight), address(bias), list(sizes), False)
 
 
 def is_depthwise(sizes: tuple[int, ...]) -> bool:
@@ -66,6 +65,7 @@ class BoundConv(BoundAten):
     """A convolution with weights that stay what they are."""
 
     name = "conv"
+    makes_a_plan = True  # it lies otherwise than ATen's
     reads_images = True  # channels first, where there are few
 
     def __init__(
@@ -74,8 +74,8 @@ class BoundConv(BoundAten):
         super().__init__(target, weight, bias, *others, **named)
         self._sizes = sizes = geometry(weight, *others, **named)
         self._rank = weight.dim()
-        takes = weight.dtype is torch.float32 and weight.numel() > 0 and native.takes(weight, bias)
-        self.kernel = _packed.get([weight, bias], sizes) if takes else None
+        if weight.numel() > 0 and takes_fp32(weight, bias):
+            self.kernel = _packed.get([weight, bias], sizes)
         self._is_depthwise = is_depthwise(sizes)
         self.reads_images = not self._is_depthwise
 
@@ -90,7 +90,7 @@ class BoundConv(BoundAten):
         height, width = [1, *size[2:]][-2:]
         kernel, stride, before, after, dilation = (windows[i : i + 2] for i in range(0, 10, 2))
         result = [
-            (n + b + a - d * (k - 1) - 1) // s + 1
+            conv_size(n + b + a, k, s, 0, d)
             for n, k, s, b, a, d in zip((height, width), kernel, stride, before, after, dilation, strict=True)
         ]
         require(min(result) > 0, "an image smaller than the kernel")

@@ -23,6 +23,7 @@ from fastgraph.kernels import native
 from fastgraph.kernels.checks import require, require_like
 from fastgraph.kernels.conv_pool import reference
 from fastgraph.kernels.library import Op, Size
+from fastgraph.kernels.weights import address
 
 MAX_OPEN_ROWS = 16  # pooling windows that one row can lie in; kMaxOpenRows in kernels/conv_pool/cpu.h
 MAX_POOL_PADDING = 16  # kMaximaMargin there
@@ -147,7 +148,7 @@ def pack(tensors: Sequence[torch.Tensor | None], *geometry: Any) -> Any:
     out_channels, in_channels, *kernel = weight.shape
     *pairs, ceil_mode = geometry
     sizes = [in_channels, out_channels, *kernel, *(n for pair in pairs for n in pair)]
-    return module.ConvPool(weight.data_ptr(), 0 if bias is None else bias.data_ptr(), sizes, ceil_mode, bf16)
+    return module.ConvPool(weight.data_ptr(), address(bias), sizes, ceil_mode, bf16)
 
 
 def widened(image: torch.Tensor, output: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -7,8 +7,8 @@ import torch
 
 from fastgraph.kernels import native
 from fastgraph.kernels.conv.aten import BoundConv, numbers
-from fastgraph.kernels.lowering import BoundAten, Lowering, binds, require
-from fastgraph.kernels.weights import Packed
+from fastgraph.kernels.lowering import BoundAten, Lowering, binds, require, takes_fp32
+from fastgraph.kernels.weights import Packed, address, contiguous
 
 aten = torch.ops.aten
 
@@ -16,9 +16,8 @@ aten = torch.ops.aten
 def _pack(tensors: Sequence[torch.Tensor | None], sizes: tuple[int, ...]) -> Any:
     module = native.kernels()
     assert module is not None
-    weight, bias = (None if t is None else t.detach().contiguous() for t in tensors)
-    assert weight is not None
-    return module.ConvTranspose(weight.data_ptr(), 0 if bias is None else bias.data_ptr(), list(sizes))
+    weight, bias = contiguous(tensors)
+    return module.ConvTranspose(address(weight), address(bias), list(sizes))
 
 
 _packed = Packed(_pack)
@@ -46,7 +45,7 @@ class BoundConvTranspose(BoundConv):
         kernel = list(weight.shape[2:])
         behind = [numbers(n, 2) for n in (stride, padding, output_padding, dilation)]
         is_plain = groups == 1 and behind == [kernel, [0, 0], [0, 0], [1, 1]]
-        if is_plain and weight.dtype is torch.float32 and weight.numel() > 0 and native.takes(weight, bias):
+        if is_plain and weight.numel() > 0 and takes_fp32(weight, bias):
             self._sizes = (weight.shape[0], weight.shape[1], groups, *kernel, *(n for pair in behind for n in pair))
             self.kernel = _packed.get([weight, bias], self._sizes)
 

@@ -22,6 +22,7 @@ from fastgraph.kernels import native
 from fastgraph.kernels.checks import require, require_like
 from fastgraph.kernels.library import Op, Size
 from fastgraph.kernels.mlp import reference
+from fastgraph.kernels.weights import address
 
 # The order of `enum class Activation` in kernels/cpu/activation.h.
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softmax", "log_softmax")
@@ -98,7 +99,7 @@ def pack(tensors: Sequence[torch.Tensor | None], activations: tuple[str, ...]) -
         bias = None if bias is None else bias.detach().float().contiguous()
         alive += [weight, bias]
         numbers = [ACTIVATIONS.index(name) for name in reference.split(activation)]
-        layers.append((weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *weight.shape, numbers))
+        layers.append((weight.data_ptr(), address(bias), *weight.shape, numbers))
     return module.Mlp(layers, alive[0].dtype is torch.bfloat16)
 
 
@@ -196,4 +197,5 @@ OP = Op(
     run=run,
     setup_context=setup_context,
     backward=backward,
+    takes_row_strides=True,
 )

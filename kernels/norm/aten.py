@@ -6,34 +6,19 @@ from typing import Any
 import torch
 
 from fastgraph.kernels import native
-from fastgraph.kernels.lowering import BoundAten, Lowering, Operand, binds, require, size_of
+from fastgraph.kernels.lowering import BoundAten, Lowering, Operand, binds, require, size_of, takes_fp32
 from fastgraph.kernels.pointwise.aten import pointwise
 from fastgraph.kernels.pointwise.op import instruction
-from fastgraph.kernels.weights import Packed
+from fastgraph.kernels.weights import Packed, address, contiguous
 
 aten = torch.ops.aten
 
 
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _contiguous(tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    return [None if t is None else t.detach().contiguous() for t in tensors]
-
-
-def _are_taken(*tensors: torch.Tensor | None) -> bool:
-    """Whether kernels take these weights, of which there may be none."""
-    module, present = native.kernels(), [t for t in tensors if t is not None]
-    fp32 = all(t.dtype is torch.float32 for t in present)
-    return module is not None and fp32 and (not present or native.takes(*present))
-
-
 def _layer_norm(tensors: Sequence[torch.Tensor | None], size: int, eps: float) -> Any:
-    weight, bias = _contiguous(tensors)
+    weight, bias = contiguous(tensors)
     module = native.kernels()
     assert module is not None
-    return module.LayerNorm(size, _address(weight), _address(bias), eps)
+    return module.LayerNorm(size, address(weight), address(bias), eps)
 
 
 _layer_norms = Packed(_layer_norm)
@@ -57,7 +42,7 @@ class BoundLayerNorm(BoundAten):
         super().__init__(target, normalized_shape, weight, bias, eps, cudnn_enable)
         self._shape = tuple(normalized_shape)
         self._axes, size = len(normalized_shape), torch.Size(normalized_shape).numel()
-        if size > 0 and _are_taken(weight, bias):
+        if size > 0 and takes_fp32(weight, bias):
             tensors = [weight, bias]
             kept = weight is not None  # else nothing tells for how long
             self.kernel = _layer_norms.get(tensors, size, eps) if kept else _layer_norm(tensors, size, eps)
@@ -95,7 +80,7 @@ class BoundBatchNorm(BoundAten):
         super().__init__(target, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
         if training or running_mean is None or running_var is None:
             return
-        if not _are_taken(weight, bias, running_mean, running_var):
+        if not takes_fp32(weight, bias, running_mean, running_var):
             return
         with torch.inference_mode(False), torch.no_grad():
             scale = (running_var.double() + eps).rsqrt()
@@ -129,9 +114,9 @@ class BoundGroupNorm(BoundAten):
         cudnn_enabled: bool = True,
     ) -> None:
         super().__init__(target, num_groups, weight, bias, eps, cudnn_enabled)
-        self._tensors = _contiguous([weight, bias])
+        self._tensors = contiguous([weight, bias])
         self._groups, self._eps = num_groups, eps
-        self.kernel = native.kernels() if _are_taken(weight, bias) else None
+        self.kernel = native.kernels() if takes_fp32(weight, bias) else None
 
     def lower(self, low: Lowering, x: Operand) -> Operand:
         """Adds the step."""
@@ -140,5 +125,5 @@ class BoundGroupNorm(BoundAten):
         fits = all(t is None or len(t) == channels for t in self._tensors)
         require(channels > 0 and channels % self._groups == 0 and fits, "other channels")
         x = low.channels_last(x)
-        kernel = low.kernels.GroupNorm(self._groups, x.shape[1], _address(weight), _address(bias), self._eps)
+        kernel = low.kernels.GroupNorm(self._groups, x.shape[1], address(weight), address(bias), self._eps)
         return low.step(kernel, [x], low.result(x.shape, channels_last=True))
